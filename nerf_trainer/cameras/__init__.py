@@ -1,0 +1,1 @@
+"""Pinhole cameras, camera paths."""

@@ -1,0 +1,106 @@
+"""A batch of posed pinhole views: OpenCV axes (+x right, +y down, +z forward), column vectors, intrinsics in pixels.
+
+    X_camera = R X_world + T
+    x_pixel  = focal * (X_camera[:2] / X_camera[2]) + principal_point
+
+Pixel centres are at +0.5: the top-left pixel is centred on (0.5, 0.5). Pixels are (x, y), sizes are (height, width).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """B posed views."""
+
+    R: Float[Tensor, "B 3 3"]
+    """World to camera rotation."""
+    T: Float[Tensor, "B 3"]
+    """World to camera translation, world units."""
+    focal: Float[Tensor, "B 2"]
+    """Focal lengths (fx, fy), pixels."""
+    principal_point: Float[Tensor, "B 2"]
+    """Principal point (x, y), pixels."""
+    image_size_hw: Int[Tensor, "B 2"]
+    """Image sizes (height, width), pixels. Stays in host memory on every device: shapes are decided there."""
+
+    def __len__(self) -> int:
+        return self.R.shape[0]
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Self:
+        """The chosen views, always as a batch."""
+        if isinstance(index, int):
+            index = slice(index, index + 1) if index != -1 else slice(-1, None)
+        host_index = index.cpu() if isinstance(index, Tensor) else index
+        rest = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "image_size_hw"}
+        return replace(self, **rest, image_size_hw=self.image_size_hw[host_index])
+
+    @property
+    def device(self) -> torch.device:
+        return self.R.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same views with their tensors on `device` (image sizes stay on the host)."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "image_size_hw"}
+        return replace(self, **moved)
+
+    @classmethod
+    def cat(cls, batches: Sequence["Cameras"]) -> "Cameras":
+        """One batch out of several."""
+        return cls(**{f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(cls)})
+
+    @property
+    def centers(self) -> Float[Tensor, "B 3"]:
+        """Camera centres in the world: -R^T T."""
+        return -(self.R.mT @ self.T[..., None])[..., 0]
+
+    @property
+    def forward_axes(self) -> Float[Tensor, "B 3"]:
+        """Unit viewing directions in the world: the third row of R."""
+        return self.R[:, 2]
+
+    @property
+    def up_axes(self) -> Float[Tensor, "B 3"]:
+        """Unit up directions in the world: minus the second row of R."""
+        return -self.R[:, 1]
+
+    def transform_to_camera(self, points: Float[Tensor, "B *n 3"]) -> Float[Tensor, "B *n 3"]:
+        """World points, one set a view, in each view's own axes."""
+        flat = points.reshape(len(self), -1, 3)
+        return (flat @ self.R.mT + self.T[:, None]).reshape(points.shape)
+
+    def project(self, points: Float[Tensor, "B *n 3"]) -> tuple[Float[Tensor, "B *n 2"], Float[Tensor, "B *n"]]:
+        """World points, one set a view, as pixels (x, y) and depth along the view axis.
+
+        Points behind a view (depth <= 0) give a pixel without meaning; callers test the depth.
+        """
+        local = self.transform_to_camera(points).reshape(len(self), -1, 3)
+        xy = local[..., :2] / local[..., 2:] * self.focal[:, None] + self.principal_point[:, None]
+        return xy.reshape(*points.shape[:-1], 2), local[..., 2].reshape(points.shape[:-1])
+
+    def unproject(self, xy: Float[Tensor, "B *n 2"], depth: Float[Tensor, "B *n"]) -> Float[Tensor, "B *n 3"]:
+        """The world points seen at pixels `xy` at `depth` along the view axis: the inverse of `project`."""
+        flat = xy.reshape(len(self), -1, 2)
+        plane = (flat - self.principal_point[:, None]) / self.focal[:, None]
+        local = torch.cat([plane, torch.ones_like(plane[..., :1])], dim=-1) * depth.reshape(len(self), -1, 1)
+        return ((local - self.T[:, None]) @ self.R).reshape(*xy.shape[:-1], 3)
+
+    def pixel_rays(
+        self, xy: Float[Tensor, "*rays 2"], camera_index: Int[Tensor, "*rays"]
+    ) -> tuple[Float[Tensor, "*rays 3"], Float[Tensor, "*rays 3"]]:
+        """Rays through pixels: origins (the camera centres) and unit directions, both in the world.
+
+        Args:
+            xy: pixels, (0.5, 0.5) being the centre of the top-left one.
+            camera_index: the view each pixel belongs to.
+        """
+        plane = (xy - self.principal_point[camera_index]) / self.focal[camera_index]
+        local = torch.cat([plane, torch.ones_like(plane[..., :1])], dim=-1)
+        directions = (local[..., None, :] @ self.R[camera_index])[..., 0, :]
+        return self.centers[camera_index], torch.nn.functional.normalize(directions, dim=-1)

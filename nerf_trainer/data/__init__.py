@@ -1,0 +1,1 @@
+"""Datasets: from files of many formats to frames in the project's conventions."""

@@ -1,0 +1,1 @@
+"""Scoring rendered views against photographs: image metrics, summaries, the evaluator."""

@@ -1,0 +1,1 @@
+"""Fields (implicit functions): density and features at points along rays."""

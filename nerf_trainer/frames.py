@@ -1,0 +1,135 @@
+"""FrameData: one batch of posed frames. PixelStore: every training pixel of a scene, on the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from nerf_trainer.cameras.cameras import Cameras
+
+
+@dataclass(frozen=True)
+class PixelStore:
+    """All pixels of N images, flat, so that images may differ in size. Straight (not premultiplied) alpha."""
+
+    rgba: UInt8[Tensor, "P 4"]
+    """Colours in the files' own colour space and alpha; alpha is 255 where an image has none."""
+    ends: Int[Tensor, "N"]
+    """One past the last pixel of each image: the running sum of the images' pixel counts."""
+    sizes_hw: Int[Tensor, "N 2"]
+    """Image sizes (height, width), on the store's device."""
+
+    @classmethod
+    def from_images(cls, images: Sequence[UInt8[Tensor, "H W 4"]], device: torch.device | str = "cpu") -> "PixelStore":
+        """Pack RGBA images, which may differ in size, in the order of their cameras."""
+        sizes = torch.tensor([image.shape[:2] for image in images])
+        rgba = torch.empty(int(sizes.prod(dim=1).sum()), 4, dtype=torch.uint8, device=device)
+        ends = sizes.prod(dim=1).cumsum(dim=0)
+        for image, end in zip(images, ends.tolist(), strict=True):
+            flat = image.reshape(-1, 4)
+            rgba[end - flat.shape[0] : end] = flat.to(device)
+        return cls(rgba=rgba, ends=ends.to(device), sizes_hw=sizes.to(device))
+
+    @property
+    def n_images(self) -> int:
+        return self.ends.shape[0]
+
+    @property
+    def n_pixels(self) -> int:
+        return self.rgba.shape[0]
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def draw(
+        self, n: int, generator: torch.Generator, center_fraction: float = 1.0
+    ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n 2"]]:
+        """Draw pixels uniformly, with replacement, across all images; no read-back to the host.
+
+        Args:
+            center_fraction: restrict to the central part of each image, this fraction of its height and width.
+
+        Returns:
+            camera index and pixel centre (x, y) of each draw.
+        """
+        index = torch.randint(self.n_pixels, (n,), generator=generator, device=self.rgba.device)
+        camera = torch.searchsorted(self.ends, index, right=True)
+        size = self.sizes_hw[camera]
+        within = index - (self.ends[camera] - size[:, 0] * size[:, 1])
+        rows, columns = within // size[:, 1], within % size[:, 1]
+        xy = torch.stack([columns, rows], dim=-1) + 0.5
+        if center_fraction < 1.0:
+            wh = size.flip(-1)
+            xy = (xy * center_fraction + wh * (0.5 - 0.5 * center_fraction)).floor() + 0.5
+        return camera, xy
+
+    def gather(
+        self, camera_index: Int[Tensor, "*rays"], xy: Float[Tensor, "*rays 2"]
+    ) -> tuple[Float[Tensor, "*rays 3"], Float[Tensor, "*rays 1"]]:
+        """Colours in [0, 1] (straight, not composited) and alpha in [0, 1] of the pixels that `xy` falls into."""
+        size = self.sizes_hw[camera_index]
+        start = self.ends[camera_index] - size[..., 0] * size[..., 1]
+        columns, rows = xy.long().unbind(-1)
+        rgba = self.rgba[start + rows * size[..., 1] + columns].float() / 255
+        return rgba[..., :3], rgba[..., 3:]
+
+
+@dataclass(frozen=True)
+class FrameData:
+    """A batch of B posed frames of one or more sequences.
+
+    Images come as tensors, or, for a scene that stays on the device, as a `PixelStore` that holds them all.
+    """
+
+    cameras: Cameras
+    """The frames' views."""
+    image_rgb: Float[Tensor, "B 3 H W"] | None = None
+    """Colours in [0, 1], the file's own colour space, straight (not composited on any background)."""
+    fg_probability: Float[Tensor, "B 1 H W"] | None = None
+    """How much of the pixel is foreground, in [0, 1]: an alpha channel or a mask file."""
+    mask_crop: Float[Tensor, "B 1 H W"] | None = None
+    """1 where the image holds real pixels, 0 where it was padded to a common size."""
+    depth_map: Float[Tensor, "B 1 H W"] | None = None
+    """Depth along the view axis, world units; 0 where unknown."""
+    depth_mask: Float[Tensor, "B 1 H W"] | None = None
+    """1 where depth_map can be trusted."""
+    pixels: PixelStore | None = None
+    """All pixels of all frames, instead of images."""
+    sequence_name: tuple[str, ...] = ()
+    """The sequence each frame belongs to."""
+    frame_number: tuple[int, ...] = ()
+    """Each frame's number within its split's file."""
+    frame_type: tuple[str, ...] = ()
+    """known or unseen (CO3D's words for what may and may not be trained on)."""
+    frame_timestamp: Float[Tensor, "B"] | None = None
+    """Seconds since the sequence began."""
+    image_path: tuple[str, ...] = ()
+    """Where each image came from, for reports."""
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same frames on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        movable = {n: v.to(device) for n, v in values.items() if isinstance(v, Tensor | Cameras | PixelStore)}
+        return replace(self, **movable)
+
+    @classmethod
+    def collate(cls, frames: Sequence["FrameData"]) -> "FrameData":
+        """One batch out of single frames of the same size; what any of them lacks, the batch lacks."""
+        batch: dict[str, object] = {}
+        for f in fields(cls):
+            values = [getattr(frame, f.name) for frame in frames]
+            if any(v is None for v in values) or f.name == "pixels":
+                batch[f.name] = None
+            elif isinstance(values[0], Cameras):
+                batch[f.name] = Cameras.cat(values)
+            elif isinstance(values[0], Tensor):
+                batch[f.name] = torch.cat(values)
+            else:
+                batch[f.name] = sum(values, ())
+        return cls(**batch)  # type: ignore[arg-type]

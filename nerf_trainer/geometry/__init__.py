@@ -1,0 +1,1 @@
+"""Pure geometry on tensors, without project types."""

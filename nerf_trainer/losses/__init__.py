@@ -1,0 +1,1 @@
+"""What is optimised: pure loss functions and the modules that gather them by name."""

@@ -1,0 +1,1 @@
+"""Models: from a batch of posed frames to predictions and an objective."""

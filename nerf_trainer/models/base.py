@@ -1,0 +1,87 @@
+"""What every model takes and returns."""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nerf_trainer.config import ReplaceableBase
+from nerf_trainer.frames import FrameData
+from nerf_trainer.renderers.base import RendererOutput
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the photographs say of a bundle's rays."""
+
+    rgb: Float[Tensor, "*rays 3"] | None = None
+    """Colours in [0, 1], composited on the background that the model renders over."""
+    fg_probability: Float[Tensor, "*rays 1"] | None = None
+    """Foreground probability in [0, 1]."""
+    depth: Float[Tensor, "*rays 1"] | None = None
+    """Depth as the renderer measures it (distance along the ray), world units; 0 where unknown."""
+    mask_crop: Float[Tensor, "*rays 1"] | None = None
+    """1 where the target holds real pixels."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model made of a batch."""
+
+    rendered: RendererOutput
+    """The finest pass; coarser ones hang on `prev_stage`. In evaluation its ray dimensions are (B, H, W)."""
+    targets: Targets
+    """What the photographs say of the same rays."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Every loss and metric by name (`loss_rgb_mse`, ...), scalars on the device."""
+    objective: Float[Tensor, ""] | None = None
+    """The weighted sum of losses that training descends; None where no loss could be computed."""
+
+    @property
+    def images_render(self) -> Float[Tensor, "B C H W"]:
+        """Rendered features as images; full views only."""
+        return self.rendered.features.permute(0, 3, 1, 2)
+
+    @property
+    def depths_render(self) -> Float[Tensor, "B 1 H W"]:
+        """Un-normalised depth (weights times lengths) as images; full views only."""
+        return self.rendered.depths.permute(0, 3, 1, 2)
+
+    @property
+    def masks_render(self) -> Float[Tensor, "B 1 H W"]:
+        """Accumulated opacity as images; full views only."""
+        return self.rendered.masks.permute(0, 3, 1, 2)
+
+    @property
+    def depths_normalized(self) -> Float[Tensor, "B 1 H W"]:
+        """Depth divided by the accumulated opacity: the mean distance of what was hit; full views only."""
+        return self.depths_render / self.masks_render.clamp(min=1e-6)
+
+    @property
+    def disparities_render(self) -> Float[Tensor, "B 1 H W"]:
+        """Disparity, the inverse of the normalised depth, 0 where nothing was hit; full views only."""
+        return self.masks_render / self.depths_render.clamp(min=1e-6)
+
+
+class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
+    """A model: `self.training` is the one switch between training and evaluation."""
+
+    @abstractmethod
+    def forward(self, frames: FrameData) -> Predictions:
+        """Render the batch's target views, whole in evaluation and drawn rays in training, and score them."""
+
+    @property
+    def log_vars(self) -> tuple[str, ...]:
+        """Names of the metrics that the training loop shows."""
+        return ("objective",)
+
+    def check_loss_names(self) -> tuple[str, ...]:
+        """Notices, one line each, about losses and logged names that this model can't produce."""
+        return ()
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a training step can be captured as one graph."""
+        return False

@@ -1,0 +1,1 @@
+"""Networks and encodings that know nothing of rays."""

@@ -1,0 +1,1 @@
+"""Rays: the bundle that travels through the pipeline, and how rays and samples are drawn."""

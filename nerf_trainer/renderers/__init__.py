@@ -1,0 +1,1 @@
+"""Renderers: from rays and fields to colours, depths and masks."""

@@ -1,0 +1,86 @@
+"""What every renderer takes and returns."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Optional
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nerf_trainer.config import ReplaceableBase, runtime
+from nerf_trainer.fields.base import BoundField
+from nerf_trainer.rays.bundle import RayBundle
+
+
+class EvaluationMode(Enum):
+    """Whether a renderer draws random samples and noise (training) or is deterministic (evaluation)."""
+
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class RendererSpec:
+    """What a model tells every renderer that it builds; a renderer uses what concerns it."""
+
+    color_dim: int = 3
+    """Width of the rendered features; 3 for RGB."""
+    scene_radius: float | None = None
+    """Radius of the sphere around the scene, world units, where the ray sampler knows one."""
+
+
+@dataclass(frozen=True)
+class RendererOutput:
+    """What the rays of a bundle saw."""
+
+    features: Float[Tensor, "*rays C"]
+    """Rendered features, composited over the background; RGB when C is 3."""
+    depths: Float[Tensor, "*rays 1"]
+    """Sum of weights times lengths: not divided by the accumulated weight."""
+    masks: Float[Tensor, "*rays 1"]
+    """Accumulated opacity in [0, 1]: the sum of the weights."""
+    weights: Float[Tensor, "*rays S"] | None = None
+    """How much each sample contributed."""
+    lengths: Float[Tensor, "*rays S"] | None = None
+    """Where the samples were."""
+    normals: Float[Tensor, "*rays 3"] | None = None
+    """Unit surface normals, where the renderer has them."""
+    points: Float[Tensor, "*rays 3"] | None = None
+    """Surface points, where the renderer has them."""
+    prev_stage: Optional["RendererOutput"] = None
+    """The coarser pass."""
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    """Named additions of a renderer (per sample or per ray), for its own losses."""
+
+
+class BaseRenderer(ReplaceableBase):
+    """Turns rays and the fields bound to them into a `RendererOutput`. Implementations are `torch.nn.Module`s as well."""
+
+    spec: RendererSpec = runtime()
+
+    @abstractmethod
+    def forward(
+        self,
+        ray_bundle: RayBundle,
+        implicit_functions: Sequence[BoundField] = (),
+        evaluation_mode: EvaluationMode = EvaluationMode.EVALUATION,
+        **kwargs: object,
+    ) -> RendererOutput:
+        """Render the bundle. `implicit_functions` holds one field a pass, or one for all passes."""
+
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether the ray sampler has to place samples; a renderer that finds its own says False."""
+        return True
+
+    @property
+    def n_samples_per_ray(self) -> int:
+        """Field evaluations of one ray in evaluation, over all passes: what a chunk's size is counted in."""
+        return 1
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step with this renderer can be captured: no read-back, no branch on a value, fixed shapes."""
+        return False

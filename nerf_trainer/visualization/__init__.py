@@ -1,0 +1,1 @@
+"""Pictures for people: videos, fly-arounds, colour maps, plots."""
