@@ -1,0 +1,54 @@
+"""What every test runs under: checked shapes, one thread a process, and the real data where it is at hand.
+
+The import hook must stand before the first import of the package, in every worker of pytest-xdist too; pytest loads this
+file before it collects any test, so the top of it is that place.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import jaxtyping
+
+if any(name == "nerf_trainer" or name.startswith("nerf_trainer.") for name in sys.modules):
+    raise RuntimeError("nerf_trainer was imported before its shape checks were installed; import it from tests only")
+jaxtyping.install_import_hook("nerf_trainer", "beartype.beartype")
+
+import pytest  # noqa: E402  (the hook comes first)
+import torch  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Workers share the cores between them; results on CPU don't depend on how many threads there are either.
+torch.set_num_threads(1)
+# Plots are drawn into files here.
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what is marked `gpu` where there is none."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch finds none")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real scenes (lego_400, fern_504, lpips, ...): `$NERF_TRAINER_TEST_DATA`, or `../shared/data`.
+
+    They are third-party data and no part of the repository; a test that asks for them is skipped where they are missing.
+    """
+    named = os.environ.get("NERF_TRAINER_TEST_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is no folder; name one in NERF_TRAINER_TEST_DATA")
+    return folder
