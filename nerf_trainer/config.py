@@ -21,14 +21,14 @@ registered later appear in the next schema. Objects can be made without any conf
 
 import copy
 import dataclasses
-import difflib
 import enum
 import functools
+import inspect
 import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -41,9 +41,10 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from nerf_trainer.errors import MAX_LINE, ConfigError
+from nerf_trainer.errors import ConfigError, keyed_line, shown, unknown_name
 
 T = TypeVar("T")
+C = TypeVar("C", bound="Configurable")
 
 _CHILD = "nerf_trainer.child"
 _RUNTIME = "nerf_trainer.runtime"
@@ -65,9 +66,9 @@ class _Child:
 
     def __call__(self) -> Any:
         held = _held(self)
-        if self.default is None if self.kind == "choice" else self.enabled is False:
+        if self.enabled is False or (self.kind == "choice" and self.default is None):
             return None
-        cls = registry.get(held.base, self.default) if self.kind == "choice" else held.base
+        cls = held.base if self.default is None else registry.get(held.base, self.default)
         return Factory.of(cls) if held.as_factory else cls()
 
 
@@ -112,11 +113,11 @@ def _initialise_plain_base_first(cls: type) -> None:
     initialise, set_fields = plain.__init__, cls.__init__
 
     @functools.wraps(set_fields)
-    def __init__(self: Any, **values: Any) -> None:
+    def construct(self: Any, **values: Any) -> None:
         initialise(self)
         set_fields(self, **values)
 
-    cls.__init__ = __init__  # pyright: ignore[reportAttributeAccessIssue]
+    type.__setattr__(cls, "__init__", construct)
 
 
 @typing.dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(runtime, dataclasses.field))
@@ -177,7 +178,7 @@ class Registry:
         """The implementation of `base` called `name`; ConfigError with the nearest match when there is none."""
         found = {cls.__name__: cls for cls in self.get_all(base)}
         if name not in found:
-            raise ConfigError(_unknown(name, f"is not a known {base.__name__}", found))
+            raise ConfigError(unknown_name(name, f"is not a known {base.__name__}", found))
         return found[name]
 
     def get_all(self, base: type[T]) -> list[type[T]]:
@@ -186,13 +187,13 @@ class Registry:
         return [known[name] for name in sorted(known) if issubclass(known[name], base)]
 
     @staticmethod
-    def _namespace(cls: type) -> type:
-        namespaces = [base for base in cls.__mro__[1:] if ReplaceableBase in base.__bases__]
+    def _namespace(of: type) -> type:
+        namespaces = [base for base in of.__mro__[1:] if ReplaceableBase in base.__bases__]
         if namespaces:
             return namespaces[0]
-        if ReplaceableBase in cls.__bases__:
-            return cls
-        raise TypeError(f"{_where(cls)} is no implementation of anything: none of its bases is a ReplaceableBase")
+        if ReplaceableBase in of.__bases__:
+            return of
+        raise TypeError(f"{_where(of)} is no implementation of anything: none of its bases is a ReplaceableBase")
 
 
 registry = Registry()
@@ -216,7 +217,7 @@ class _Recipe:
         except ConfigError as error:
             if not self.key or str(error).startswith(self.key):
                 raise
-            raise ConfigError(_line(self.key, str(error))) from error
+            raise ConfigError(keyed_line(self.key, str(error))) from error
 
 
 def _fresh(value: Any) -> Any:
@@ -234,10 +235,10 @@ class Factory(Generic[T]):
     @classmethod
     def of(cls, made: type[T], **overrides: Any) -> "Factory[T]":
         """A factory without a configuration: `made` with its defaults, except for `overrides`."""
-        allowed = [f.name for f in dataclasses.fields(made) if not _is_runtime(f)]  # pyright: ignore[reportArgumentType]
+        allowed = [f.name for f in _fields(made) if not _is_runtime(f)]
         for name in overrides:
             if name not in allowed:
-                raise TypeError(_unknown(name, f"is not a configurable field of {made.__name__}", allowed))
+                raise TypeError(unknown_name(name, f"is not a configurable field of {made.__name__}", allowed))
         return cls(_Recipe(made, overrides))
 
     @property
@@ -247,7 +248,7 @@ class Factory(Generic[T]):
 
     def __call__(self, **given: Any) -> T:
         """A new object, its children new too. `given` names exactly the runtime fields, or TypeError."""
-        names = {f.name for f in dataclasses.fields(self.cls) if _is_runtime(f)}  # pyright: ignore[reportArgumentType]
+        names = {f.name for f in _fields(self.cls) if _is_runtime(f)}
         for problem, wrong in (("needs", names - set(given)), ("does not take", set(given) - names)):
             if wrong:
                 raise TypeError(f"a factory of {self.cls.__name__} {problem} {', '.join(sorted(wrong))} when called")
@@ -269,19 +270,23 @@ class _Held:
     optional: bool
 
 
+def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls)
+
+
 def _is_runtime(field: dataclasses.Field[Any]) -> bool:
     return _RUNTIME in field.metadata
 
 
 def _configured(cls: type) -> Iterator[dataclasses.Field[Any]]:
     """The fields of `cls` that its configuration shows."""
-    return (field for field in dataclasses.fields(cls) if not _is_runtime(field))
+    return (field for field in _fields(cls) if not _is_runtime(field))
 
 
 def _hint(owner: type, name: str) -> Any:
     """The annotation of a field, names in it looked up in the module that declares it."""
-    declaring = next(cls for cls in owner.__mro__ if name in vars(cls).get("__annotations__", {}))
-    holder = types.SimpleNamespace(__annotations__={name: vars(declaring)["__annotations__"][name]})
+    declaring = next(cls for cls in owner.__mro__ if name in inspect.get_annotations(cls))
+    holder = types.SimpleNamespace(__annotations__={name: inspect.get_annotations(declaring)[name]})
     scope = {**vars(sys.modules[declaring.__module__]), declaring.__name__: declaring}
     try:
         return typing.get_type_hints(holder, globalns=scope)[name]
@@ -378,7 +383,7 @@ def _describe_child(child: _Child, cls: type) -> tuple[list[tuple[str, Any, Any]
         selector = [(f"{name}_enabled", bool, dataclasses.field(default=child.enabled))] if optional else []
         children = {f"{name}_args": held.base}
     for made in () if held.as_factory else (held.base, *children.values()):
-        given = [f.name for f in dataclasses.fields(made) if _is_runtime(f)]
+        given = [f.name for f in _fields(made) if _is_runtime(f)]
         if given:
             raise TypeError(
                 f"{_where(child.owner)}.{name} must be a Factory[{held.base.__name__}]: "
@@ -430,7 +435,7 @@ def _common(kinds: list[Any]) -> Any:
 # --- building ----------------------------------------------------------------------------------------------------
 
 
-def build(cls: type[T], cfg: DictConfig | Mapping[str, Any], **given: Any) -> T:
+def build(cls: type[C], cfg: DictConfig | Mapping[str, Any], **given: Any) -> C:
     """The object that `cfg` describes: all values settled and checked first, then children made, then itself.
 
     Args:
@@ -482,7 +487,9 @@ def _selected(child: _Child, node: DictConfig) -> tuple[Any, str]:
     key = f"{name}_{chosen}_args"
     if key not in node:
         found = [c.__name__ for c in registry.get_all(base) if f"{name}_{c.__name__}_args" in node]
-        raise ConfigError(_line(_full_key(node, selector), _unknown(chosen, f"is not a known {base.__name__}", found)))
+        raise ConfigError(
+            keyed_line(_full_key(node, selector), unknown_name(chosen, f"is not a known {base.__name__}", found))
+        )
     return registry.get(base, chosen), key
 
 
@@ -495,11 +502,11 @@ def _read(node: DictConfig, key: str) -> Any:
         return value
     except MissingMandatoryValue as error:
         where = error.full_key or full_key
-        raise ConfigError(_line(where, "??? (missing): this value must be given")) from error
+        raise ConfigError(keyed_line(where, "??? (missing): this value must be given")) from error
     except (InterpolationResolutionError, ValidationError) as error:
         written = OmegaConf.to_container(node, resolve=False)
         value = written.get(key) if isinstance(written, dict) else None
-        raise ConfigError(_line(full_key, f"{value!r} does not resolve: {_first_line(error)}")) from error
+        raise ConfigError(keyed_line(full_key, f"{value!r} does not resolve: {_first_line(error)}")) from error
 
 
 def _native(hint: Any, value: Any, key: str) -> Any:
@@ -511,26 +518,26 @@ def _native(hint: Any, value: Any, key: str) -> Any:
         inner = next((arg for arg in args if (typing.get_origin(arg) or arg) in kinds), inner)
         origin, args = typing.get_origin(inner), typing.get_args(inner)
     if origin is Literal and value is not None and value not in args:
-        raise ConfigError(_line(key, _unknown(value, "is not allowed", [str(arg) for arg in args])))
+        raise ConfigError(keyed_line(key, unknown_name(value, "is not allowed", [str(arg) for arg in args])))
     if isinstance(value, list) and (origin or inner) in (tuple, list):
         is_tuple = (origin or inner) is tuple
         fixed = is_tuple and bool(args) and args[-1] is not ...
         if fixed and len(value) != len(args):
-            raise ConfigError(_line(key, f"{value} has {len(value)} entries, expected {len(args)}"))
+            raise ConfigError(keyed_line(key, f"{value} has {len(value)} entries, expected {len(args)}"))
         kinds = args if fixed else (args[0] if args else Any,) * len(value)
         items = [_native(kind, item, f"{key}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))]
         return tuple(items) if is_tuple else items
     if isinstance(value, dict) and origin is dict:
         return {name: _native(args[1], item, f"{key}.{name}") for name, item in value.items()}
     if isinstance(value, list | dict) and inner in _SCALARS:  # OmegaConf lets these into a typed dict
-        raise ConfigError(_line(key, f"{_shown(value)} does not fit, expected {_type_name(inner)}"))
+        raise ConfigError(keyed_line(key, f"{shown(value)} does not fit, expected {_type_name(inner)}"))
     return value
 
 
 def prune(cfg: DictConfig | Mapping[str, Any]) -> DictConfig:
     """A copy of `cfg` without the arguments of what is not chosen or not enabled; interpolations stay as written."""
-    node = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
-    return OmegaConf.create(_pruned(OmegaConf.to_container(node, resolve=False), node))
+    node = cfg if isinstance(cfg, DictConfig) else DictConfig(dict(cfg))
+    return DictConfig(_pruned(OmegaConf.to_container(node, resolve=False), node))
 
 
 def _pruned(value: Any, node: Any) -> Any:
@@ -574,43 +581,17 @@ def explain(cls: type[Configurable], error: OmegaConfBaseException, value: Any =
         parent = hint
         fields = {field.name: field.type for field in dataclasses.fields(parent)}
         if segment not in fields:
-            return ConfigError(_line(full_key, _unknown(segment, f"is not a key of {parent.__name__}", fields)))
+            return ConfigError(
+                keyed_line(full_key, unknown_name(segment, f"is not a key of {parent.__name__}", fields))
+            )
         hint = _without_none(fields[segment])[0]
     if isinstance(error, ConfigKeyError):
-        return ConfigError(_line(full_key, _first_line(error)))
+        return ConfigError(keyed_line(full_key, _first_line(error)))
     seen = error.value if value is None else value
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return ConfigError(_line(full_key, _unknown(seen, f"is not a {hint.__name__}", hint.__members__)))
+        return ConfigError(keyed_line(full_key, unknown_name(seen, f"is not a {hint.__name__}", hint.__members__)))
     what = "keys and values" if dataclasses.is_dataclass(hint) else _type_name(hint)
-    return ConfigError(_line(full_key, f"{_shown(seen)} does not fit, expected {what}"))
-
-
-def _unknown(value: Any, problem: str, options: Iterable[str]) -> str:
-    """``'x' is not a known Y; expected one of A, B; did you mean 'A'?``, long lists cut."""
-    names = [str(option) for option in options]
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    end = f"; did you mean '{near[0]}'?" if near else ""
-    if not names:
-        return f"{_shown(value)} {problem}; there is none"
-    listed = ", ".join(names)
-    if len(listed) > 120:
-        kept = names[: max(1, sum(1 for i in range(len(names)) if len(", ".join(names[: i + 1])) <= 100))]
-        listed = f"{', '.join(kept)}, ... ({len(names)} in all)"
-    return f"{_shown(value)} {problem}; expected one of {listed}{end}"
-
-
-def _line(key: str, message: str) -> str:
-    """`key` and `message` on one line, short enough for a command to print after ``error: ``."""
-    message = " ".join(message.split())
-    limit = MAX_LINE - len("error: ") - len(key) - 3
-    if len(message) > limit:
-        message = message[: limit - 4] + " ..."
-    return f"{key}: {message}" if key else message
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:56] + " ..."
+    return ConfigError(keyed_line(full_key, f"{shown(seen)} does not fit, expected {what}"))
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,10 @@
 A message is one line: the file or key, what was found there, what was expected, and the fix.
 """
 
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 MAX_LINE = 400
 """Longest message, in characters, that a command prints for an error."""
 
@@ -41,3 +45,38 @@ class StorageError(UserError):
     """The disk refused: full, read-only or not permitted."""
 
     exit_code = 6
+
+
+def unknown_name(value: Any, problem: str, options: Iterable[Any]) -> str:
+    """``'x' is not a known Y; expected one of A, B; did you mean 'A'?``, long lists cut.
+
+    Args:
+        value: what stood there.
+        problem: what is wrong with it ("is not a known Y").
+        options: what could stand there.
+    """
+    names = [str(option) for option in options]
+    if not names:
+        return f"{shown(value)} {problem}; there is none"
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    end = f"; did you mean '{near[0]}'?" if near else ""
+    listed = ", ".join(names)
+    if len(listed) > 120:
+        fitting = sum(len(", ".join(names[: i + 1])) <= 100 for i in range(len(names)))
+        listed = f"{', '.join(names[: max(1, fitting)])}, ... ({len(names)} in all)"
+    return f"{shown(value)} {problem}; expected one of {listed}{end}"
+
+
+def keyed_line(key: str, message: str) -> str:
+    """``key: message`` on one line, short enough for a command to print it after ``error: ``."""
+    message = " ".join(message.split())
+    room = max(40, MAX_LINE - len("error: ") - len(key) - len(": "))
+    if len(message) > room:
+        message = f"{message[: room - 4]} ..."
+    return f"{key}: {message}" if key else message
+
+
+def shown(value: Any) -> str:
+    """`value` as a message shows it: its repr, cut at 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
