@@ -1,7 +1,7 @@
 """What every test runs under: checked shapes, one thread a process, and the real data where it is at hand.
 
-The import hook must stand before the first import of the package, in every worker of pytest-xdist too; pytest loads this
-file before it collects any test, so the top of it is that place.
+The import hook must stand before the first import of the package, in every worker of pytest-xdist too; pytest loads
+this file before it collects any test, so the top of it is that place.
 """
 
 import os
@@ -10,9 +10,11 @@ from pathlib import Path
 
 import jaxtyping
 
+import tests.shape_checks  # noqa: F401  (the hook finds it by its name)
+
 if any(name == "nerf_trainer" or name.startswith("nerf_trainer.") for name in sys.modules):
     raise RuntimeError("nerf_trainer was imported before its shape checks were installed; import it from tests only")
-jaxtyping.install_import_hook("nerf_trainer", "beartype.beartype")
+jaxtyping.install_import_hook("nerf_trainer", "tests.shape_checks.checked")
 
 import pytest  # noqa: E402  (the hook comes first)
 import torch  # noqa: E402
@@ -45,7 +47,7 @@ def repository() -> Path:
 def test_data() -> Path:
     """The folder of real scenes (lego_400, fern_504, lpips, ...): `$NERF_TRAINER_TEST_DATA`, or `../shared/data`.
 
-    They are third-party data and no part of the repository; a test that asks for them is skipped where they are missing.
+    Third-party data, no part of the repository; a test that asks for them is skipped where they are missing.
     """
     named = os.environ.get("NERF_TRAINER_TEST_DATA")
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"

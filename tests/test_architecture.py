@@ -1,0 +1,323 @@
+"""The rules of size and idiom, read off the syntax trees of the sources.
+
+The order of the rooms is import-linter's business (pyproject.toml, `make check`). An exception to a rule stands here
+with its reason; a reason that no longer applies fails the test too, so that the lists don't outlive the code.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+# Exceptions, each with its reason. Keys are "path" or "path:qualified name", paths from the repository's root.
+LONG_MODULES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {}
+KEYWORD_TUNNELS: dict[str, str] = {
+    "nerf_trainer/renderers/base.py:BaseRenderer.forward": "plug-ins are written with this signature",
+}
+DYNAMIC_ATTRIBUTES: dict[str, str] = {}
+TESTS_OF_THE_WHOLE: dict[str, str] = {
+    "tests/test_architecture.py": "the rules, over all sources",
+    "tests/test_typing_canary.py": "the shape checks of the test run",
+}
+
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "tools", "misc", "third_party"}
+PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
+
+Finding = tuple[str, str]
+"""The key of an exception, and what was found where."""
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+PACKAGE = sources("nerf_trainer")
+PROGRAMS = sources("nerf_trainer", "examples", "benchmarks", "scenes")
+EVERYTHING = PROGRAMS + sources("tests")
+
+
+def named(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function of a module with its qualified name."""
+
+    def walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield prefix + child.name, child
+                yield from walk(child, f"{prefix}{child.name}.")
+            else:
+                yield from walk(child, f"{prefix}{child.name}." if isinstance(child, ast.ClassDef) else prefix)
+
+    yield from walk(tree(path), "")
+
+
+def nodes(paths: list[Path], *kinds: type[ast.AST]) -> Iterator[tuple[Path, ast.AST]]:
+    for path in paths:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, kinds):
+                yield path, node
+
+
+def dotted(node: ast.AST) -> str:
+    """`torch.optim.Adam` for the expression of that name; "" for any other expression."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        before = dotted(node.value)
+        return f"{before}.{node.attr}" if before else ""
+    return ""
+
+
+def keyword(call: ast.Call, name: str) -> object:
+    """The constant given for a keyword of a call; None where it isn't given or is no constant."""
+    values = [k.value.value for k in call.keywords if k.arg == name and isinstance(k.value, ast.Constant)]
+    return values[0] if values else None
+
+
+def calls(paths: list[Path], *names: str) -> Iterator[tuple[Path, ast.Call]]:
+    """Calls of a function by its dotted name or the end of it (".load" for any method load)."""
+    for path, node in nodes(paths, ast.Call):
+        assert isinstance(node, ast.Call)
+        callee = dotted(node.func)
+        if any(callee == name or (name.startswith(".") and callee.endswith(name)) for name in names):
+            yield path, node
+
+
+def at(path: Path, node: ast.AST, text: str) -> Finding:
+    return named(path), f"{named(path)}:{getattr(node, 'lineno', 1)}: {text}"
+
+
+def judge(findings: Iterator[Finding] | list[Finding], exceptions: dict[str, str] | None = None) -> None:
+    """Fails with everything found that no exception covers, and with exceptions that nothing needs."""
+    exceptions = exceptions or {}
+    found = list(findings)
+    unexcused = [text for key, text in found if key not in exceptions]
+    idle = sorted(set(exceptions) - {key for key, _ in found})
+    assert not unexcused, "\n" + "\n".join(unexcused)
+    assert not idle, f"exceptions that nothing needs any more: {idle}"
+
+
+def test_modules_are_short():
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PROGRAMS}
+    judge(
+        [
+            (named(p), f"{named(p)} has {n} lines of {MAX_MODULE_LINES}")
+            for p, n in lines.items()
+            if n > MAX_MODULE_LINES
+        ],
+        LONG_MODULES,
+    )
+
+
+def test_functions_are_short():
+    def long_ones() -> Iterator[Finding]:
+        for path in EVERYTHING:
+            for name, function in functions(path):
+                n_lines = (function.end_lineno or function.lineno) - function.lineno + 1
+                if n_lines > MAX_FUNCTION_LINES:
+                    key = f"{named(path)}:{name}"
+                    yield key, f"{key} has {n_lines} lines of {MAX_FUNCTION_LINES}"
+
+    judge(long_ones(), LONG_FUNCTIONS)
+
+
+def test_modules_are_named_after_their_subject():
+    def ill_named() -> Iterator[Finding]:
+        for path in EVERYTHING:
+            words = {
+                word for part in path.relative_to(REPOSITORY).with_suffix("").parts for word in (part, *part.split("_"))
+            }
+            for word in sorted((words - {"third", "party"}) & FORBIDDEN_NAMES):
+                yield named(path), f"{named(path)}: {word!r} names no subject"
+
+    judge(ill_named())
+
+
+def test_no_keyword_tunnels():
+    def tunnels() -> Iterator[Finding]:
+        for path in PACKAGE:
+            for name, function in functions(path):
+                # A cooperative __init_subclass__ passes on what it does not know; the language asks for it.
+                if function.args.kwarg and function.name != "__init_subclass__":
+                    key = f"{named(path)}:{name}"
+                    yield key, f"{key} takes **{function.args.kwarg.arg}"
+
+    judge(tunnels(), KEYWORD_TUNNELS)
+
+
+def test_no_questions_to_objects_about_their_attributes():
+    """`hasattr`, and `getattr` of a name that is no dataclass field's (`getattr(x, f.name)` walks over fields)."""
+
+    def questions() -> Iterator[Finding]:
+        for path, call in calls(PACKAGE, "hasattr", "getattr", "setattr"):
+            over_fields = isinstance(call.args[1], ast.Attribute) and call.args[1].attr == "name"
+            if dotted(call.func) == "hasattr" or not over_fields:
+                yield at(path, call, ast.unparse(call))
+
+    judge(questions(), DYNAMIC_ATTRIBUTES)
+
+
+def test_no_comparison_of_class_names():
+    def is_class_name(node: ast.AST) -> bool:
+        if not (isinstance(node, ast.Attribute) and node.attr in ("__name__", "__qualname__")):
+            return False
+        owner = node.value
+        return (isinstance(owner, ast.Attribute) and owner.attr == "__class__") or (
+            isinstance(owner, ast.Call) and dotted(owner.func) == "type"
+        )
+
+    judge(
+        at(path, node, ast.unparse(node))
+        for path, node in nodes(PROGRAMS, ast.Compare, ast.match_case, ast.Match)
+        if any(is_class_name(part) for part in ast.walk(node))
+    )
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module or ''}.{alias.name}".lstrip(".") for alias in node.names]
+    return []
+
+
+def test_nothing_is_unpickled():
+    def found() -> Iterator[Finding]:
+        for path, node in nodes(PROGRAMS, ast.Import, ast.ImportFrom):
+            for name in imported(node):
+                if name.split(".")[0] in PICKLERS:
+                    yield at(path, node, f"imports {name}")
+        for path, call in calls(PROGRAMS, "torch.load"):
+            if keyword(call, "weights_only") is not True:
+                yield at(path, call, "torch.load without weights_only=True")
+        for path, call in calls(PROGRAMS, "np.load", "numpy.load"):
+            if keyword(call, "allow_pickle") is True:
+                yield at(path, call, "numpy.load with allow_pickle=True")
+
+    judge(found())
+
+
+def test_nothing_is_executed():
+    def found() -> Iterator[Finding]:
+        for path, call in calls(PROGRAMS, "eval", "exec", "os.system", "os.popen", "builtins.eval", "builtins.exec"):
+            yield at(path, call, ast.unparse(call.func))
+        for path, node in nodes(PROGRAMS, ast.Call):
+            assert isinstance(node, ast.Call)
+            if any(
+                k.arg == "shell" and not (isinstance(k.value, ast.Constant) and k.value.value is False)
+                for k in node.keywords
+            ):
+                yield at(path, node, "shell=...")
+        for path, call in calls(PROGRAMS, "yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all"):
+            safe = any(
+                dotted(a) in ("yaml.SafeLoader", "yaml.CSafeLoader")
+                for a in [*call.args, *(k.value for k in call.keywords)]
+            )
+            if not (dotted(call.func).startswith("yaml.load") and safe):
+                yield at(path, call, "YAML that may build any object")
+
+    judge(found())
+
+
+def test_configurations_name_no_targets():
+    """Neither Hydra's instantiate nor `_target_`, which would run whatever a configuration names."""
+
+    def found() -> Iterator[Finding]:
+        for path, node in nodes(PROGRAMS, ast.Import, ast.ImportFrom):
+            if any(name.startswith("hydra.utils") and name.endswith("instantiate") for name in imported(node)):
+                yield at(path, node, "hydra.utils.instantiate")
+        for path, call in calls(PROGRAMS, "hydra.utils.instantiate", "instantiate", "hydra.utils.call"):
+            yield at(path, call, ast.unparse(call.func))
+        for path, node in nodes(PROGRAMS, ast.Constant):
+            if isinstance(node, ast.Constant) and node.value == "_target_":
+                yield at(path, node, "_target_")
+        for path in sorted((REPOSITORY / "configs").rglob("*.yaml")):
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                # Hydra's own node names its launcher and sweeper that way.
+                if re.match(r"\s*_target_\s*:", line) and "hydra" not in line:
+                    yield named(path), f"{named(path)}:{number}: {line.strip()}"
+
+    judge(found())
+
+
+def test_a_forward_warns_nobody():
+    def found() -> Iterator[Finding]:
+        for path in PACKAGE:
+            for name, function in functions(path):
+                if function.name not in ("forward", "__call__"):
+                    continue
+                for node in ast.walk(function):
+                    if isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] in (
+                        "warn",
+                        "warning",
+                        "warn_once",
+                    ):
+                        yield at(path, node, f"{name} warns")
+
+    judge(found())
+
+
+def test_tests_mirror_the_sources():
+    """tests/rays/test_refine.py tests nerf_trainer/rays/refine.py; tests/scenes and tests/examples those folders."""
+
+    def has_subject(path: Path) -> bool:
+        place = path.relative_to(REPOSITORY / "tests").with_name(path.stem.removeprefix("test_"))
+        subjects = [REPOSITORY / "nerf_trainer" / place, REPOSITORY / place]
+        return any(s.with_suffix(".py").is_file() or (s / "__init__.py").is_file() for s in subjects)
+
+    judge(
+        [
+            (named(path), f"{named(path)} has no module that it tests")
+            for path in sources("tests")
+            if path.name.startswith("test_") and not has_subject(path)
+        ],
+        TESTS_OF_THE_WHOLE,
+    )
+
+
+RULES_SHOWN_TO_BITE: list[tuple[str, Callable[[], None], str]] = [
+    ("nerf_trainer/probe.py", test_nothing_is_unpickled, "import pickle"),
+    ("nerf_trainer/probe.py", test_nothing_is_unpickled, "import torch\ntorch.load('x')"),
+    ("nerf_trainer/probe.py", test_nothing_is_executed, "eval('1')"),
+    ("nerf_trainer/probe.py", test_nothing_is_executed, "run('ls', shell=True)"),
+    ("nerf_trainer/probe.py", test_nothing_is_executed, "import yaml\nyaml.load(text, yaml.Loader)"),
+    ("nerf_trainer/probe.py", test_configurations_name_no_targets, "from hydra.utils import instantiate"),
+    ("nerf_trainer/probe.py", test_no_comparison_of_class_names, "x = type(a).__name__ == 'B'"),
+    ("nerf_trainer/probe.py", test_no_questions_to_objects_about_their_attributes, "hasattr(a, 'b')"),
+    ("nerf_trainer/probe.py", test_no_keyword_tunnels, "def f(**options): ..."),
+    ("nerf_trainer/probe.py", test_a_forward_warns_nobody, "def forward(x):\n    warnings.warn('x')"),
+    ("nerf_trainer/probe.py", test_functions_are_short, "def f():\n" + "    pass\n" * MAX_FUNCTION_LINES),
+    ("nerf_trainer/probe.py", test_modules_are_short, "pass\n" * (MAX_MODULE_LINES + 1)),
+    ("nerf_trainer/some_utils.py", test_modules_are_named_after_their_subject, ""),
+]
+
+
+@pytest.mark.parametrize(("place", "rule", "text"), RULES_SHOWN_TO_BITE)
+def test_rules_bite(place: str, rule: Callable[[], None], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each rule, over a tree that holds one module which breaks it."""
+    path = tmp_path / place
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    for name in ("PACKAGE", "PROGRAMS", "EVERYTHING"):
+        monkeypatch.setitem(globals(), name, [path])
+    for name in ("LONG_MODULES", "LONG_FUNCTIONS", "KEYWORD_TUNNELS", "DYNAMIC_ATTRIBUTES"):
+        monkeypatch.setitem(globals(), name, {})
+    monkeypatch.setitem(globals(), "REPOSITORY", tmp_path)
+    with pytest.raises(AssertionError, match=re.escape(place)):
+        rule()
