@@ -36,6 +36,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     ConfigKeyError,
     InterpolationResolutionError,
+    KeyValidationError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
@@ -577,7 +578,10 @@ def explain(cls: type[Configurable], error: OmegaConfBaseException, value: Any =
     hint: Any = parent
     for segment in segments:
         if not dataclasses.is_dataclass(hint):
-            break
+            if isinstance(error, KeyValidationError):
+                break
+            hint = _without_none((typing.get_args(hint) or (Any,))[-1])[0]
+            continue
         parent = hint
         fields = {field.name: field.type for field in dataclasses.fields(parent)}
         if segment not in fields:
@@ -585,6 +589,9 @@ def explain(cls: type[Configurable], error: OmegaConfBaseException, value: Any =
                 keyed_line(full_key, unknown_name(segment, f"is not a key of {parent.__name__}", fields))
             )
         hint = _without_none(fields[segment])[0]
+    if isinstance(error, KeyValidationError):
+        wanted = _type_name(typing.get_args(hint)[0])
+        return ConfigError(keyed_line(full_key, f"{shown(segments[-1])} does not fit as a key, expected {wanted}"))
     if isinstance(error, ConfigKeyError):
         return ConfigError(keyed_line(full_key, _first_line(error)))
     seen = error.value if value is None else value
@@ -603,7 +610,11 @@ def _full_key(node: DictConfig, key: str) -> str:
 
 
 def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    return (
+        hint.__name__
+        if isinstance(hint, type)
+        else str(hint).replace("typing.", "").replace("List[", "list[").replace("Dict[", "dict[")
+    )
 
 
 def _where(cls: type) -> str:
