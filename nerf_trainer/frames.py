@@ -112,6 +112,11 @@ class FrameData:
     def __len__(self) -> int:
         return len(self.cameras)
 
+    def __getitem__(self, index: slice) -> Self:
+        """Some of the frames. Resident pixels stay whole: they belong to the scene, not to the batch."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pixels"}
+        return replace(self, **{name: value[index] for name, value in values.items() if value is not None})
+
     def to(self, device: torch.device | str) -> Self:
         """The same frames on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -12,8 +12,8 @@ from torch import Tensor
 class RayBundle:
     """Rays in groups: `*rays` is (groups, ...), one group an image; a draw across images is one group.
 
-    A training draw from images has shape (B, n), a draw across all pixels of a scene (1, n), a full view (B, H, W); slices
-    made for chunking are (1, n).
+    A training draw from images has shape (B, n), a draw across all pixels of a scene (1, n), a full view (B, H, W);
+    slices made for chunking are (1, n).
     """
 
     origins: Float[Tensor, "*rays 3"]

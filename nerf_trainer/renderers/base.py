@@ -56,7 +56,7 @@ class RendererOutput:
 
 
 class BaseRenderer(ReplaceableBase):
-    """Turns rays and the fields bound to them into a `RendererOutput`. Implementations are `torch.nn.Module`s as well."""
+    """Turns rays and the fields bound to them into a `RendererOutput`. Implementations are `torch.nn.Module`s too."""
 
     spec: RendererSpec = runtime()
 

@@ -1,0 +1,40 @@
+"""OverfitModel: one scene, its fields' parameters the only memory."""
+
+from collections.abc import Sequence
+
+import torch
+
+from nerf_trainer.config import Factory, choice, registry
+from nerf_trainer.errors import ConfigError
+from nerf_trainer.fields.base import FieldInputs, FieldSpec, ImplicitFunctionBase
+from nerf_trainer.frames import FrameData
+from nerf_trainer.models.ray_model import RayModel
+
+
+@registry.register
+class OverfitModel(RayModel):
+    """A field fitted to one scene, with a coarse field of its own, a shared one, or none."""
+
+    coarse_implicit_function: Factory[ImplicitFunctionBase] | None = choice(None)
+    """The field of a coarse pass before the fine one; null leaves one pass, unless the field is shared."""
+    share_implicit_function_across_passes: bool = False
+    """Use the one field for both a coarse and a fine pass."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.share_implicit_function_across_passes and self.coarse_implicit_function is not None:
+            raise ConfigError(
+                "share_implicit_function_across_passes: true together with a coarse_implicit_function;"
+                " expected one or the other: set coarse_implicit_function_class_type to null or do not share"
+            )
+        spec = FieldSpec(color_dim=self.render_features_dimensions)
+        coarse = self.coarse_implicit_function
+        fields = [self.implicit_function(spec=spec)]
+        self._fields = torch.nn.ModuleList([coarse(spec=spec), *fields] if coarse is not None else fields)
+
+    def inputs(self, frames: FrameData) -> FieldInputs:
+        return FieldInputs(cameras=frames.cameras)
+
+    def passes(self) -> Sequence[ImplicitFunctionBase]:
+        fields = list(self._fields)
+        return fields * 2 if self.share_implicit_function_across_passes else fields

@@ -1,0 +1,249 @@
+"""The one forward of all models that render along rays."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import field, replace
+from enum import Enum
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from nerf_trainer.config import Factory, choice
+from nerf_trainer.errors import DataError
+from nerf_trainer.fields.base import BoundField, FieldInputs, ImplicitFunctionBase
+from nerf_trainer.frames import FrameData
+from nerf_trainer.losses.regularization import RegularizationMetricsBase
+from nerf_trainer.losses.view_metrics import ViewMetricsBase
+from nerf_trainer.losses.weights import check_loss_weights, weigh
+from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
+from nerf_trainer.randomness import RandomStream
+from nerf_trainer.rays.bundle import RayBundle
+from nerf_trainer.rays.samplers import RaySamplerBase, RenderSamplingMode
+from nerf_trainer.renderers.base import BaseRenderer, EvaluationMode, RendererOutput, RendererSpec
+from nerf_trainer.renderers.chunking import render_in_chunks
+
+
+class Background(Enum):
+    """What renderings and photographs are composited on."""
+
+    RAYMARCHER = "raymarcher"
+    """Renderings on the raymarcher's own `bg_color`; masked photographs on the model's."""
+    COLOR = "color"
+    """Both on the model's `bg_color`."""
+    RANDOM = "random"
+    """Both on a colour drawn for each ray while training, which keeps haze from posing as background; on `bg_color` in
+    evaluation."""
+
+
+TRAINER_LOG_VARS = ("objective", "epoch", "sec/it")
+"""Names that the training loop adds to a model's metrics."""
+
+DEFAULT_LOG_VARS = (
+    "loss_rgb_psnr_fg",
+    "loss_rgb_psnr",
+    "loss_rgb_mse",
+    "loss_rgb_huber",
+    "loss_depth_abs",
+    "loss_depth_abs_fg",
+    "loss_mask_neg_iou",
+    "loss_mask_bce",
+    "loss_mask_beta_prior",
+    "loss_eikonal",
+    "loss_density_tv",
+    "loss_depth_neg_penalty",
+    "loss_autodecoder_norm",
+    "loss_prev_stage_rgb_mse",
+    "loss_prev_stage_rgb_psnr_fg",
+    "loss_prev_stage_rgb_psnr",
+    "loss_prev_stage_mask_bce",
+    *TRAINER_LOG_VARS,
+)
+
+
+def default_loss_weights() -> dict[str, float]:
+    """The reference's weights: colour in both passes."""
+    return {"loss_rgb_mse": 1.0, "loss_prev_stage_rgb_mse": 1.0, "loss_mask_bce": 0.0, "loss_prev_stage_mask_bce": 0.0}
+
+
+class RayModel(ImplicitronModelBase):
+    """Renders rays through target views. Models differ in three answers: `targets`, `inputs` and `passes`."""
+
+    raysampler: RaySamplerBase = choice("AdaptiveRaySampler")
+    """Chooses the rays and their first samples."""
+    renderer: Factory[BaseRenderer] = choice("MultiPassEmissionAbsorptionRenderer")
+    """Turns rays and fields into pictures."""
+    implicit_function: Factory[ImplicitFunctionBase] = choice("NeuralRadianceFieldImplicitFunction")
+    """The field."""
+    view_metrics: ViewMetricsBase = choice("ViewMetrics")
+    """Compares renderings with photographs."""
+    regularization_metrics: RegularizationMetricsBase = choice("RegularizationMetrics")
+    """Losses that need no photograph."""
+    log_vars: tuple[str, ...] = DEFAULT_LOG_VARS
+    """Metrics that the training loop shows; those that this model can't produce are left out, with a notice."""
+    loss_weights: dict[str, float] = field(default_factory=default_loss_weights)
+    """The objective: each loss by name with its weight."""
+    mask_images: bool = True
+    """Composite photographs on `bg_color` (or the random background) by their foreground probability."""
+    mask_depths: bool = True
+    """Ignore target depth outside the foreground."""
+    mask_threshold: float | None = 0.5
+    """Foreground probability from which a pixel is taken whole; null blends by the probability, as alpha wants it."""
+    background: Background = Background.RAYMARCHER
+    """What renderings and photographs are composited on."""
+    bg_color: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """Background colour, in [0, 1]."""
+    render_image_height: int | None = None
+    """Height of evaluated views, pixels; null renders each view at its own size."""
+    render_image_width: int | None = None
+    """Width of evaluated views, pixels; null renders each view at its own size."""
+    render_features_dimensions: int = 3
+    """Channels that are rendered."""
+    sampling_mode_training: RenderSamplingMode = RenderSamplingMode.MASK_SAMPLE
+    """Which pixels are rendered while training."""
+    sampling_mode_evaluation: RenderSamplingMode = RenderSamplingMode.FULL_GRID
+    """Which pixels are rendered in evaluation."""
+    chunk_size_grid: int = 4096
+    """Most samples evaluated at once in evaluation; any number works."""
+    n_train_target_views: int = 1
+    """Views of a training batch that are rendered, from the first; 0 or less is all. Resident scenes draw from all."""
+
+    def __post_init__(self) -> None:
+        spec = RendererSpec(color_dim=self.render_features_dimensions, scene_radius=self.raysampler.scene_radius)
+        self._renderer = self.renderer(spec=spec)
+        self._background_draws = RandomStream("background")
+        self.register_buffer("_bg_color", torch.tensor(self.bg_color), persistent=False)
+
+    def forward(self, frames: FrameData) -> Predictions:
+        """Render the batch's target views: drawn rays while training, whole views in evaluation.
+
+        Raises:
+            DataError: the batch has neither images nor resident pixels, or no view.
+        """
+        frames = self._target_views(frames)
+        rays = self._with_background(self._rays(frames))
+        inputs = self.inputs(frames)
+        fields = [BoundField(f, inputs) for f in self.passes()]
+        rendered = self._render(rays, fields)
+        targets = self.targets(frames, rays)
+        metrics = self.view_metrics(
+            rendered,
+            rgb=targets.rgb,
+            fg_probability=targets.fg_probability,
+            depth=targets.depth,
+            mask_crop=targets.mask_crop,
+        )
+        metrics |= self.regularization_metrics(rendered, self._distinct_fields(), inputs.global_code)
+        objective = weigh(metrics, self.loss_weights)
+        if objective is not None:
+            metrics["objective"] = objective
+        return Predictions(rendered=rendered, targets=targets, metrics=metrics, objective=objective)
+
+    @abstractmethod
+    def inputs(self, frames: FrameData) -> FieldInputs:
+        """What the fields may know of the batch besides position and direction."""
+
+    @abstractmethod
+    def passes(self) -> Sequence[ImplicitFunctionBase]:
+        """The field of each pass, coarsest first; the same one may serve several."""
+
+    def targets(self, frames: FrameData, rays: RayBundle) -> Targets:
+        """What the photographs say of the rays, on the background that the rays are rendered over."""
+        if frames.pixels is not None and self.training:
+            rgb, alpha = frames.pixels.gather(rays.camera_index, rays.xy)
+            return Targets(rgb=self._composite(rgb, alpha, rays), fg_probability=alpha)
+        alpha = _at_rays(frames.fg_probability, rays)
+        rgb, mask_crop = _at_rays(frames.image_rgb, rays), _at_rays(frames.mask_crop, rays)
+        depth = _at_rays(frames.depth_map, rays, "nearest")
+        if depth is not None:
+            along_axis = (rays.directions * frames.cameras.forward_axes[rays.camera_index]).sum(-1, keepdim=True)
+            depth = depth / along_axis
+            depth = depth * (alpha > 0.5) if self.mask_depths and alpha is not None else depth
+        return Targets(
+            rgb=None if rgb is None else self._composite(rgb, alpha, rays),
+            fg_probability=alpha,
+            depth=depth,
+            mask_crop=mask_crop,
+        )
+
+    def _target_views(self, frames: FrameData) -> FrameData:
+        """The views to render: in training as many as asked for, in evaluation the first."""
+        if len(frames) == 0:
+            raise DataError("the batch has no view; expected at least one")
+        if self.training and (frames.pixels is not None or self.n_train_target_views <= 0):
+            return frames
+        return frames[: self.n_train_target_views if self.training else 1]
+
+    def _rays(self, frames: FrameData) -> RayBundle:
+        mode = self.sampling_mode_training if self.training else self.sampling_mode_evaluation
+        if mode is RenderSamplingMode.MASK_SAMPLE:
+            return self.raysampler.draw(frames.cameras, frames.pixels, frames.mask_crop)
+        height, width = frames.cameras.image_size_hw[0].tolist()
+        size = (self.render_image_height or height, self.render_image_width or width)
+        return self.raysampler.grid(frames.cameras, size, self.training)
+
+    def _with_background(self, rays: RayBundle) -> RayBundle:
+        if self.background is Background.RAYMARCHER:
+            return rays
+        shape = (*rays.ray_shape, self._bg_color.shape[0])
+        if self.background is Background.RANDOM and self.training:
+            device = rays.near.device
+            return replace(
+                rays, background=torch.rand(shape, generator=self._background_draws.on(device), device=device)
+            )
+        return replace(rays, background=self._bg_color.expand(shape))
+
+    def _render(self, rays: RayBundle, fields: Sequence[BoundField]) -> RendererOutput:
+        mode = EvaluationMode.TRAINING if self.training else EvaluationMode.EVALUATION
+        if self.training:
+            return self._renderer(rays, fields, mode)
+        placed = 0 if rays.lengths is None else rays.lengths.shape[-1]
+        per_ray = max(1, placed + self._renderer.n_samples_per_ray * (len(fields) > 1 or placed == 0))
+        return render_in_chunks(lambda part: self._renderer(part, fields, mode), rays, self.chunk_size_grid // per_ray)
+
+    def _composite(
+        self, rgb: Float[Tensor, "*rays 3"], alpha: Float[Tensor, "*rays 1"] | None, rays: RayBundle
+    ) -> Float[Tensor, "*rays 3"]:
+        """Photographs on the background; as they are where masks are absent or not wanted."""
+        if not self.mask_images or alpha is None:
+            return rgb
+        alpha = alpha if self.mask_threshold is None else (alpha > self.mask_threshold).to(rgb.dtype)
+        background = self._bg_color if rays.background is None else rays.background
+        return rgb * alpha + background * (1.0 - alpha)
+
+    def check_loss_names(self) -> tuple[str, ...]:
+        fields, n_prev_stages = self._distinct_fields(), len(self.passes()) - 1
+        metrics, regularization = self.view_metrics, self.regularization_metrics
+        known = (*metrics.known_names(), *regularization.known_names(fields))
+        producible = {
+            *metrics.producible_names(n_prev_stages=n_prev_stages),
+            *regularization.producible_names(fields, n_prev_stages=n_prev_stages),
+        }
+        notices = check_loss_weights(self.loss_weights, known, producible)
+        silent = [name for name in self.log_vars if name not in producible | set(TRAINER_LOG_VARS)]
+        return (*notices, f"log_vars: this model never produces {', '.join(silent)}") if silent else notices
+
+    def _distinct_fields(self) -> tuple[ImplicitFunctionBase, ...]:
+        return tuple(dict.fromkeys(self.passes()))
+
+    @property
+    def capturable(self) -> bool:
+        return self._renderer.capturable
+
+
+def _at_rays(
+    image: Float[Tensor, "B C H W"] | None, rays: RayBundle, mode: str = "bilinear"
+) -> Float[Tensor, "*rays C"] | None:
+    """An image batch at the rays' pixels, exact at pixel centres; the rays' groups are views or one for all."""
+    if image is None:
+        return None
+    height, width = image.shape[-2:]
+    if rays.ray_shape == (image.shape[0], height, width):
+        return image.permute(0, 2, 3, 1)
+    if rays.ray_shape[0] != image.shape[0] or rays.near.ndim == 2:
+        x, y = rays.xy.long().unbind(-1)
+        return image.permute(0, 2, 3, 1)[rays.camera_index, y, x]
+    grid = 2.0 * rays.xy / torch.tensor([width, height], device=rays.xy.device, dtype=rays.xy.dtype) - 1.0
+    sampled = grid_sample(image, grid, mode=mode, padding_mode="border", align_corners=False)
+    return sampled.permute(0, 2, 3, 1)

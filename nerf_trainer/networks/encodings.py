@@ -1,0 +1,43 @@
+"""Deterministic lifts of low-dimensional inputs."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nerf_trainer.config import Configurable
+
+
+class HarmonicEmbedding(Configurable, torch.nn.Module):
+    """Sines and cosines of scaled inputs: [sin(f_k x), cos(f_k x), x] (Mildenhall et al. 2020, equation 4).
+
+    Ordered as all sines (first coordinate's frequencies, then the second's, ...), all cosines, then the input.
+    """
+
+    n_harmonic_functions: int = 6
+    """Number of frequencies; 0 leaves only the input."""
+    omega_0: float = 1.0
+    """Lowest frequency, radians per unit."""
+    logspace: bool = True
+    """Frequencies omega_0 * 2^k; otherwise evenly spaced from omega_0 to omega_0 * 2^(n - 1)."""
+    append_input: bool = True
+    """Append the input itself."""
+
+    def __post_init__(self) -> None:
+        n = self.n_harmonic_functions
+        if self.logspace:
+            frequencies = 2.0 ** torch.arange(n, dtype=torch.float32)
+        else:
+            frequencies = torch.linspace(1.0, 2.0 ** max(n - 1, 0), n)
+        self.register_buffer("_frequencies", frequencies * self.omega_0, persistent=False)
+
+    def output_dim(self, input_dim: int = 3) -> int:
+        """Width of the embedding of inputs with `input_dim` coordinates."""
+        return input_dim * (2 * self.n_harmonic_functions + int(self.append_input))
+
+    def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n E"]:
+        """Embed in float32: the highest phases have no room for rounding."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            phases = (x[..., None] * self._frequencies).flatten(-2)
+            parts = [phases.sin(), phases.cos()]
+            return torch.cat([*parts, x] if self.append_input else parts, dim=-1)

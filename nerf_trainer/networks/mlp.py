@@ -1,0 +1,43 @@
+"""Multi-layer perceptrons."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def xavier_linear(input_dim: int, output_dim: int) -> nn.Linear:
+    """A linear layer with Xavier-uniform weights (Glorot and Bengio 2010); biases as torch draws them."""
+    linear = nn.Linear(input_dim, output_dim)
+    nn.init.xavier_uniform_(linear.weight)
+    return linear
+
+
+class SkipMLP(nn.Module):
+    """Linear layers with ReLU after each; the input is appended again before the layers named in `skips`.
+
+    Args:
+        input_dim: width of the input.
+        hidden_dim: width of every layer.
+        n_layers: number of layers.
+        skips: indices of layers, from 0, that see the input beside the previous layer's output.
+    """
+
+    def __init__(self, input_dim: int, hidden_dim: int, n_layers: int, skips: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.skips = frozenset(skips)
+        if n_layers < 1 or 0 in self.skips or any(not 0 < s < n_layers for s in self.skips):
+            raise ValueError(f"{n_layers} layers with input skips at {sorted(skips)}: skips go from 1 to n_layers - 1")
+        widths = [input_dim, *[hidden_dim] * (n_layers - 1)]
+        self.layers = nn.ModuleList(
+            xavier_linear(width + (input_dim if i in self.skips else 0), hidden_dim) for i, width in enumerate(widths)
+        )
+
+    def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n H"]:
+        y = x
+        for i, layer in enumerate(self.layers):
+            if i in self.skips:
+                y = torch.cat([y, x.to(y.dtype)], dim=-1)
+            y = torch.relu_(layer(y))
+        return y

@@ -1,0 +1,44 @@
+"""Which pixels rays go through: pure functions, no read-back to the host."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nerf_trainer.cameras.cameras import Cameras
+
+
+def full_grid(cameras: Cameras, grid_hw: tuple[int, int]) -> Float[Tensor, "B H W 2"]:
+    """Evenly spread pixel positions (x, y) over each view: its own pixel centres where `grid_hw` is its image size."""
+    height, width = grid_hw
+    sizes = cameras.image_size_hw
+    scale = sizes.flip(-1).to(cameras.R.dtype) / torch.tensor([width, height], dtype=cameras.R.dtype)
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    grid = torch.stack([x, y], dim=-1).to(cameras.R.dtype)
+    return (grid * scale[:, None, None]).to(cameras.device)
+
+
+def draw_pixels(weights: Float[Tensor, "G n_pixels"], n: int, generator: torch.Generator) -> Int[Tensor, "G n"]:
+    """Draw n pixel indices in each group, with probability proportional to `weights`.
+
+    Without replacement as far as a group has pixels of positive weight; what is missing then is filled by repeating
+    what was drawn. Exponential races: the n smallest of E / w, E being exponential, are a draw without replacement
+    (Efraimidis and Spirakis 2006).
+    """
+    n_pixels = weights.shape[1]
+    race = torch.empty_like(weights).exponential_(generator=generator) / weights
+    if n > n_pixels:
+        repeats = -(-n // n_pixels)
+        race = race.repeat(1, repeats)
+    order = race.topk(n, dim=1, largest=False)
+    n_positive = (weights > 0).sum(dim=1, keepdim=True).clamp(min=1)
+    slot = torch.arange(n, device=weights.device)[None]
+    slot = torch.where(slot < n_positive, slot, slot % n_positive) if n <= n_pixels else slot % n_positive
+    return order.indices.gather(1, slot) % n_pixels
+
+
+def central_mask(height: int, width: int, fraction: float, device: torch.device) -> Float[Tensor, "H W"]:
+    """1 within the central `fraction` of the height and the width, 0 outside."""
+    inside = [
+        ((torch.arange(size, device=device) + 0.5) / size - 0.5).abs() <= 0.5 * fraction for size in (height, width)
+    ]
+    return (inside[0][:, None] & inside[1][None]).float()

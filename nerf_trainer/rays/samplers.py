@@ -1,0 +1,223 @@
+"""Ray samplers: which rays a batch is rendered along, and where their first samples lie."""
+
+from abc import abstractmethod
+from dataclasses import replace
+from enum import Enum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nerf_trainer.cameras.cameras import Cameras
+from nerf_trainer.config import ReplaceableBase, registry
+from nerf_trainer.errors import ConfigError
+from nerf_trainer.frames import PixelStore
+from nerf_trainer.ops.stepfun import jitter, midpoints, spaced
+from nerf_trainer.randomness import RandomStream
+from nerf_trainer.rays.bundle import RayBundle
+from nerf_trainer.rays.pixels import central_mask, draw_pixels, full_grid
+from nerf_trainer.schedules import Change, Scheduled
+
+
+class RenderSamplingMode(Enum):
+    """Which pixels of a view are rendered."""
+
+    MASK_SAMPLE = "mask_sample"
+    """Pixels drawn at random, from the valid region where a mask is given."""
+    FULL_GRID = "full_grid"
+    """Every pixel."""
+
+
+class RaySamplerBase(ReplaceableBase, torch.nn.Module):
+    """Makes the rays of a batch."""
+
+    @abstractmethod
+    def draw(
+        self, cameras: Cameras, pixels: PixelStore | None = None, mask: Float[Tensor, "B 1 H W"] | None = None
+    ) -> RayBundle:
+        """Rays through pixels drawn at random, for training.
+
+        Args:
+            cameras: the batch's views.
+            pixels: the scene's pixels, where they are resident: the draw is then across all of them.
+            mask: relative probability of each pixel; None is uniform.
+        """
+
+    @abstractmethod
+    def grid(self, cameras: Cameras, grid_hw: tuple[int, int], training: bool = False) -> RayBundle:
+        """Rays (B, H, W) through `grid_hw` evenly spread pixels of every view."""
+
+    @property
+    def scene_radius(self) -> float | None:
+        """Radius of the sphere that holds the scene, where the sampler knows one."""
+        return None
+
+
+class PinholeRaySampler(RaySamplerBase, Scheduled):
+    """What the samplers share: pixel draws, sample placement, cones and the centre-crop warm-up."""
+
+    n_pts_per_ray_training: int = 64
+    """Samples a ray while training."""
+    n_pts_per_ray_evaluation: int = 64
+    """Samples a ray in evaluation."""
+    n_rays_per_image_sampled_from_mask: int | None = 1024
+    """Rays drawn in each image of a training batch."""
+    n_rays_total_training: int | None = None
+    """Rays drawn across all images of a training batch, or of the whole scene when its pixels are resident; excludes
+    `n_rays_per_image_sampled_from_mask`, which then has to be null or its default."""
+    stratified_point_sampling_training: bool = True
+    """Move samples at random within their strata while training."""
+    stratified_point_sampling_evaluation: bool = False
+    """Move samples at random within their strata in evaluation."""
+    cast_ray_bundle_as_cone: bool = False
+    """Give rays bins and radii, for fields that integrate over conical frusta (mip-NeRF)."""
+    linear_in_disparity: bool = False
+    """Space samples evenly in inverse distance; near must be positive."""
+    precrop_steps: int = 0
+    """Draw from the images' centre for this many first steps, which keeps a mostly empty scene from a dead start."""
+    precrop_fraction: float = 0.5
+    """The part of the height and width that the centre has."""
+
+    def __post_init__(self) -> None:
+        if self.n_rays_total_training is None and self.n_rays_per_image_sampled_from_mask is None:
+            raise ConfigError(
+                "n_rays_total_training and n_rays_per_image_sampled_from_mask are both null; set one of them"
+            )
+        if not 0.0 < self.precrop_fraction <= 1.0:
+            raise ConfigError(f"precrop_fraction: {self.precrop_fraction}, expected a value above 0 and at most 1")
+        self._pixel_draws = RandomStream("pixels")
+        self._jitter = RandomStream("jitter")
+        self._center_fraction = self.precrop_fraction if self.precrop_steps > 0 else 1.0
+
+    @abstractmethod
+    def bounds(
+        self, cameras: Cameras, camera_index: Int[Tensor, "*rays"]
+    ) -> tuple[Float[Tensor, "*rays"], Float[Tensor, "*rays"]]:
+        """Where sampling begins and ends along each ray, world units."""
+
+    def advance(self, epoch: int, step: int) -> Change:
+        """End the centre-crop warm-up when its steps are over."""
+        fraction = self.precrop_fraction if step < self.precrop_steps else 1.0
+        changed = fraction != self._center_fraction
+        self._center_fraction = fraction
+        return Change(recapture=changed)
+
+    def draw(
+        self, cameras: Cameras, pixels: PixelStore | None = None, mask: Float[Tensor, "B 1 H W"] | None = None
+    ) -> RayBundle:
+        generator = self._pixel_draws.on(cameras.device)
+        total = self.n_rays_total_training
+        if pixels is not None:
+            n = total or (self.n_rays_per_image_sampled_from_mask or 0)
+            camera_index, xy = pixels.draw(n, generator, self._center_fraction)
+            return self._place(self._through(cameras, camera_index[None], xy[None]), training=True)
+        batch, (height, width) = len(cameras), self._common_size(cameras, mask)
+        weights = torch.ones(batch, height, width, device=cameras.device) if mask is None else mask[:, 0].float()
+        if self._center_fraction < 1.0:
+            weights = weights * central_mask(height, width, self._center_fraction, cameras.device)
+        groups = weights.reshape(1 if total else batch, -1)
+        index = draw_pixels(groups, total or self.n_rays_per_image_sampled_from_mask or 0, generator)
+        first = torch.zeros_like(index) if total else torch.arange(batch, device=index.device)[:, None]
+        camera_index = first + index // (height * width)
+        within = index % (height * width)
+        xy = torch.stack([within % width, within // width], dim=-1) + 0.5
+        return self._place(self._through(cameras, camera_index, xy), training=True)
+
+    def grid(self, cameras: Cameras, grid_hw: tuple[int, int], training: bool = False) -> RayBundle:
+        xy = full_grid(cameras, grid_hw)
+        index = torch.arange(len(cameras), device=cameras.device)[:, None, None].expand(xy.shape[:-1])
+        return self._place(self._through(cameras, index, xy), training)
+
+    def _common_size(self, cameras: Cameras, mask: Tensor | None) -> tuple[int, int]:
+        if mask is not None:
+            return mask.shape[-2], mask.shape[-1]
+        height, width = cameras.image_size_hw[0].tolist()
+        return height, width
+
+    def _through(self, cameras: Cameras, camera_index: Int[Tensor, "*rays"], xy: Float[Tensor, "*rays 2"]) -> RayBundle:
+        origins, directions = cameras.pixel_rays(xy, camera_index)
+        near, far = self.bounds(cameras, camera_index)
+        return RayBundle(
+            origins=origins,
+            directions=directions,
+            view_directions=directions,
+            near=near,
+            far=far,
+            xy=xy,
+            camera_index=camera_index,
+            radii=self._radii(cameras, camera_index, directions) if self.cast_ray_bundle_as_cone else None,
+        )
+
+    def _radii(
+        self, cameras: Cameras, camera_index: Int[Tensor, "*rays"], directions: Float[Tensor, "*rays 3"]
+    ) -> Float[Tensor, "*rays"]:
+        """Radius at unit distance of a cone with a pixel's variance, (dx + dy) / sqrt(12) (Barron et al. 2021, 3.1).
+
+        dx and dy are a pixel's extent on the plane at depth 1, which a ray off the axis meets at a distance above 1.
+        """
+        extent = (1.0 / cameras.focal).sum(dim=-1)[camera_index] / 12**0.5
+        return extent * (directions * cameras.forward_axes[camera_index]).sum(dim=-1)
+
+    def _place(self, rays: RayBundle, training: bool) -> RayBundle:
+        """Put the first samples along the rays."""
+        n = self.n_pts_per_ray_training if training else self.n_pts_per_ray_evaluation
+        stratified = self.stratified_point_sampling_training if training else self.stratified_point_sampling_evaluation
+        generator = self._jitter.on(rays.near.device)
+        if not self.cast_ray_bundle_as_cone:
+            lengths = spaced(rays.near, rays.far, n, self.linear_in_disparity)
+            return replace(rays, lengths=jitter(lengths, generator) if stratified else lengths)
+        bins = spaced(rays.near, rays.far, n + 1, self.linear_in_disparity)
+        bins = jitter(bins, generator) if stratified else bins
+        return replace(rays, lengths=midpoints(bins), bins=bins)
+
+
+@registry.register
+class AdaptiveRaySampler(PinholeRaySampler):
+    """Samples within a sphere around the scene's centre, as each camera sees it."""
+
+    scene_extent: float = 8.0
+    """Radius of the sphere, world units."""
+    scene_center: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Centre of the sphere, world units."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scene_extent <= 0.0:
+            raise ConfigError(f"scene_extent: {self.scene_extent}, expected a radius above 0, in world units")
+        self.register_buffer("_center", torch.tensor(self.scene_center), persistent=False)
+
+    def bounds(
+        self, cameras: Cameras, camera_index: Int[Tensor, "*rays"]
+    ) -> tuple[Float[Tensor, "*rays"], Float[Tensor, "*rays"]]:
+        distance = torch.linalg.vector_norm(cameras.centers - self._center, dim=-1)
+        distance = distance.clamp(min=self.scene_extent + 1e-3)
+        return (distance - self.scene_extent)[camera_index], (distance + self.scene_extent)[camera_index]
+
+    @property
+    def scene_radius(self) -> float | None:
+        return self.scene_extent
+
+
+@registry.register
+class NearFarRaySampler(PinholeRaySampler):
+    """Samples between two fixed distances from the camera."""
+
+    min_depth: float = 0.1
+    """Distance of the first sample, world units."""
+    max_depth: float = 8.0
+    """Distance of the last sample, world units."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.min_depth < self.max_depth or (self.linear_in_disparity and self.min_depth == 0.0):
+            raise ConfigError(
+                f"min_depth, max_depth: {self.min_depth}, {self.max_depth}, expected 0 <= min_depth < max_depth"
+                " (0 < min_depth with linear_in_disparity)"
+            )
+
+    def bounds(
+        self, cameras: Cameras, camera_index: Int[Tensor, "*rays"]
+    ) -> tuple[Float[Tensor, "*rays"], Float[Tensor, "*rays"]]:
+        shape = camera_index.shape
+        near = torch.full(shape, self.min_depth, device=cameras.device)
+        return near, torch.full(shape, self.max_depth, device=cameras.device)
