@@ -1,0 +1,184 @@
+"""Scenes in the format of NeRF-synthetic (Mildenhall et al., 2020), as Blender scripts write it.
+
+A folder with `transforms_train.json`, `transforms_val.json` and `transforms_test.json`, each with the horizontal field
+of view `camera_angle_x` in radians and, for every frame, its image (`file_path`, by custom without .png) and its
+camera-to-world matrix `transform_matrix` (camera axes x right, y up, z back). The alpha of the images is their mask.
+
+A folder may have a `meta.json` with `depth_scale`: an image `r_0.png` with a file `r_0_depth.png` beside it then has
+depth, 16-bit grey, steps of depth_scale world units along the view axis, 0 where nothing was hit.
+"""
+
+import logging
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nerf_trainer.cameras.cameras import Cameras
+from nerf_trainer.config import registry
+from nerf_trainer.data.files import JsonNode, read_json, require_regular_file, resolve_inside, scene_folder, shown
+from nerf_trainer.data.images import MAX_MEGAPIXELS, ImageHeader, read_header
+from nerf_trainer.data.poses import camera_from_opengl, read_rigid_pose, report_skew
+from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap, DatasetMapProviderBase, SceneFrame, SingleSceneDataset
+from nerf_trainer.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+_LENS = ("k1", "k2", "k3", "k4", "p1", "p2")
+
+
+@registry.register
+class BlenderDatasetMapProvider(DatasetMapProviderBase):
+    """The splits of a NeRF-synthetic scene. Background colour is the model's business; images keep their alpha."""
+
+    base_dir: str
+    """The scene's folder, with its transforms_*.json; `scene://quickstart` is the scene that comes with the package."""
+    object_name: str
+    """The scene's name, for messages."""
+    n_known_frames_for_test: int | None = None
+    """How many training frames each test view comes with as source views; null for none."""
+    testskip: int = 1
+    """Take every testskip-th view of val and test."""
+    downscale_factor: int = 1
+    """Average blocks of this many pixels squared: 2 is half resolution."""
+    load_depth: bool = True
+    """Load the exact depth that some scenes have beside their val and test images."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """Largest image accepted, in millions of pixels; checked before it is decoded."""
+    allow_external: bool = False
+    """Accept images outside of base_dir, as links or by their paths."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("testskip", self.testskip, 1),
+            ("downscale_factor", self.downscale_factor, 1),
+            ("n_known_frames_for_test", self.n_known_frames_for_test or 0, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"{name}: found {value}, expected a whole number of at least {least}")
+
+    def get_dataset_map(self) -> DatasetMap:
+        root = scene_folder(self.base_dir)
+        train = self._read_split(root, "train")
+        if train is None:
+            found = ", ".join(sorted(path.name for path in root.glob("*.json"))[:5]) or "no JSON file"
+            raise DataError(
+                f"{shown(root / 'transforms_train.json')}: missing (the folder has {shown(found)}), expected the "
+                "training cameras; fix base_dir, which is the folder of one scene"
+            )
+        val, test = self._read_split(root, "val"), self._read_split(root, "test")
+        for name, split in (("val", val), ("test", test)):
+            if split is None:
+                logger.info("%s: no transforms_%s.json, so there is no %s split", self.object_name, name, name)
+        _warn_of_repeats(self.object_name, train, test)
+        if test is not None:
+            test = test.with_known_frames(train, self.n_known_frames_for_test)
+        return DatasetMap(train=train, val=val, test=test)
+
+    def _read_split(self, root: Path, split: str) -> SingleSceneDataset | None:
+        file = root / f"transforms_{split}.json"
+        if not file.exists():
+            return None
+        content = read_json(file)
+        frames = list(content.member("frames").elements())
+        kept = frames if split == "train" else frames[:: self.testskip]
+        if not kept:
+            raise content.member("frames").wrong("at least one frame", "an empty array")
+        images = [self._image(root, frame) for frame in kept]
+        poses, skews = zip(*(read_rigid_pose(frame.member("transform_matrix")) for frame in kept), strict=True)
+        report_skew(shown(file), list(skews))
+        R, T = camera_from_opengl(torch.stack(poses))
+        lenses = [_read_lens(content, header.size_hw) for _, header in images]
+        factor = self.downscale_factor
+        cameras = Cameras(
+            R=R.float(),
+            T=T.float(),
+            focal=torch.tensor([lens.focal for lens in lenses]) / factor,
+            principal_point=torch.tensor([lens.principal_point for lens in lenses]) / factor,
+            image_size_hw=torch.tensor([header.size_hw for _, header in images]) // factor,
+        )
+        if int(cameras.image_size_hw.min()) == 0:
+            raise ConfigError(f"downscale_factor: found {factor}, larger than the images of {shown(file)}; lower it")
+        number = {frame.path: i for i, frame in enumerate(frames)}
+        depth_scale = self._depth_scale(root) if split != "train" else None
+        scene_frames = [
+            self._scene_frame(image, number[frame.path], split, depth_scale)
+            for frame, image in zip(kept, images, strict=True)
+        ]
+        return SingleSceneDataset(scene_frames, cameras, factor, max_megapixels=self.max_megapixels)
+
+    def _image(self, root: Path, frame: JsonNode) -> tuple[Path, ImageHeader]:
+        """The image of a frame and its header: the path as written, or with .png added when it has no suffix there."""
+        node = frame.member("file_path")
+        written = node.text()
+        path = resolve_inside(root, written, node.where, self.allow_external)
+        if not path.is_file():
+            with_suffix = resolve_inside(root, written + ".png", node.where, self.allow_external)
+            path = with_suffix if with_suffix.exists() or not path.exists() else path
+        require_regular_file(path, node.where)
+        return path, read_header(path, node.where, self.max_megapixels)
+
+    def _depth_scale(self, root: Path) -> float | None:
+        """World units of a step of the depth images, if the scene has any and they are wanted."""
+        meta = root / "meta.json"
+        if not self.load_depth or not meta.is_file():
+            return None
+        content = read_json(meta)
+        return content.member("depth_scale").number("a positive number", low=0) if "depth_scale" in content else None
+
+    @staticmethod
+    def _scene_frame(image: tuple[Path, ImageHeader], number: int, split: str, depth_scale: float | None) -> SceneFrame:
+        path, header = image
+        depth = path.with_name(f"{path.stem}_depth.png")
+        has_depth = depth_scale is not None and depth.is_file()
+        return SceneFrame(
+            path=path,
+            number=number,
+            has_alpha=header.has_alpha,
+            frame_type=KNOWN if split == "train" else UNSEEN,
+            depth_path=depth if has_depth else None,
+            depth_scale=depth_scale if depth_scale is not None else 1.0,
+        )
+
+
+@dataclass(frozen=True)
+class _Lens:
+    focal: tuple[float, float]
+    principal_point: tuple[float, float]
+
+
+def _read_lens(content: JsonNode, size_hw: tuple[int, int]) -> _Lens:
+    """Focal length and principal point (x, y) in pixels of an image of `size_hw`.
+
+    Pinhole formula for the field of view: focal = 0.5 W / tan(0.5 camera_angle_x), pixels square, centre in the middle.
+    fl_x, fl_y, cx and cy, in pixels, go before it where the file has them.
+    """
+    height, width = size_hw
+    for key, actual in (("w", width), ("h", height)):
+        if key in content and content.member(key).number() != actual:
+            raise content.member(key).wrong(f"{actual}, as the images have", f"{content.member(key).number():g}")
+    for key in _LENS:
+        if key in content and content.member(key).number() != 0:
+            raise content.member(key).wrong("0 (a pinhole camera; undistort the images)")
+    if "fl_x" in content:
+        focal_x = content.member("fl_x").number("a positive number of pixels", low=0)
+    else:
+        angle = content.member("camera_angle_x").number("an angle between 0 and pi", low=0, high=math.pi)
+        focal_x = 0.5 * width / math.tan(0.5 * angle)
+    focal_y = content.member("fl_y").number("a positive number of pixels", low=0) if "fl_y" in content else focal_x
+    center_x = content.member("cx").number() if "cx" in content else width / 2
+    center_y = content.member("cy").number() if "cy" in content else height / 2
+    return _Lens(focal=(focal_x, focal_y), principal_point=(center_x, center_y))
+
+
+def _warn_of_repeats(scene: str, train: SingleSceneDataset, test: SingleSceneDataset | None) -> None:
+    """Say so when images stand twice in a split, or test images are trained on: results would mean less."""
+    for name, split in (("train", train), ("test", test)):
+        twice = [path for path, n in Counter(split.image_paths if split else ()).items() if n > 1]
+        if twice:
+            logger.warning("%s: %d images stand twice in %s, the first is %s", scene, len(twice), name, twice[0])
+    shared = sorted(set(train.image_paths) & set(test.image_paths if test else ()))
+    if shared:
+        logger.warning("%s: %d test images are trained on too, the first is %s", scene, len(shared), shared[0])

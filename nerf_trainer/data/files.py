@@ -1,0 +1,223 @@
+"""The files of a scene: found inside its folder, read with care, and named in every complaint.
+
+A dataset comes from anywhere, so that nothing in it is trusted: paths may not leave the folder, files must be regular
+files, JSON must be strict, and what is wrong is said in one line with the place in the file.
+"""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nerf_trainer.errors import DataError
+
+MAX_JSON_BYTES = 256 * 2**20
+"""Largest JSON file that is read; a scene of 100,000 frames has about 60 MB."""
+
+SCENE_SCHEME = "scene://"
+"""A base_dir that starts so names a scene that comes with the package."""
+
+
+def shown(text: object) -> str:
+    """`text` as it can stand in a message of one line."""
+    plain = str(text)
+    return plain if plain.isprintable() else repr(plain)
+
+
+def scene_folder(base_dir: str) -> Path:
+    """The folder that an option `base_dir` means.
+
+    `scene://quickstart` is the scene of that name that comes with the package; anything else is a path, in which `~`
+    stands for the home folder.
+
+    Raises:
+        DataError: there is no such folder, or no embedded scene of that name.
+    """
+    if base_dir.startswith(SCENE_SCHEME):
+        return embedded_scene(base_dir.removeprefix(SCENE_SCHEME))
+    folder = Path(base_dir).expanduser()
+    if "\0" in base_dir or not folder.is_dir():
+        found = "a file" if "\0" not in base_dir and folder.exists() else "nothing"
+        raise DataError(f"base_dir: found {found} at {shown(base_dir)}, expected the folder of a scene; fix the path")
+    return folder
+
+
+def embedded_scene(name: str) -> Path:
+    """The folder of a scene that comes with the package: inside an installed wheel, beside the package in a checkout.
+
+    Raises:
+        DataError: no scene has that name; the message lists those there are.
+    """
+    package = Path(__file__).resolve().parents[1]
+    homes = (package / "scenes", package.parent / "scenes")
+    scenes = {child.name: child for home in reversed(homes) for child in _folders(home)}
+    if name not in scenes:
+        known = ", ".join(SCENE_SCHEME + scene for scene in sorted(scenes)) or "none in this installation"
+        raise DataError(
+            f"base_dir: {shown(SCENE_SCHEME + name)} is no embedded scene, expected one of: {known}; "
+            "to use a scene of your own give the path of its folder"
+        )
+    return scenes[name]
+
+
+def _folders(home: Path) -> list[Path]:
+    return [child for child in home.iterdir() if any(child.glob("*.json"))] if home.is_dir() else []
+
+
+def resolve_inside(root: Path, relative: str, where: str, allow_external: bool = False) -> Path:
+    """The path of a file that a dataset names, with symbolic links followed; nothing is opened.
+
+    Args:
+        root: the dataset's folder.
+        relative: the path as the dataset writes it.
+        where: the place in the dataset that names it, for the message.
+        allow_external: accept files outside of `root`.
+
+    Raises:
+        DataError: the path leaves `root`.
+    """
+    if "\0" in relative:
+        raise DataError(f"{where}: found {shown(relative)}, expected a path without NUL characters; fix the path")
+    path = Path(os.path.realpath(root / relative))
+    if not allow_external and not path.is_relative_to(os.path.realpath(root)):
+        raise DataError(
+            f"{where}: found {shown(relative)}, outside dataset root {shown(root)}; "
+            "move the file inside, or set allow_external=true if you trust the dataset"
+        )
+    return path
+
+
+def require_regular_file(path: Path, where: str) -> os.stat_result:
+    """Refuse what is missing, empty or no plain file (a folder, a FIFO, a device), without opening it.
+
+    Raises:
+        DataError: naming `where`, the path and what is there.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        found = "nothing" if isinstance(error, FileNotFoundError | NotADirectoryError) else str(error.strerror)
+        raise DataError(f"{where}: found {found} at {shown(path)}, expected a file; restore it") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise DataError(f"{where}: found {kind} at {shown(path)}, expected a plain file; replace it")
+    if status.st_size == 0:
+        raise DataError(f"{where}: found an empty file at {shown(path)}, expected content; restore it")
+    return status
+
+
+@dataclass(frozen=True)
+class JsonNode:
+    """A value in a JSON file, which knows its place, so that what is wrong with it can be said."""
+
+    value: Any
+    """As the json module reads it."""
+    file: Path
+    """The file it stands in."""
+    path: str = ""
+    """Its place in the file, like frames[7].transform_matrix."""
+
+    @property
+    def where(self) -> str:
+        """File and place, for messages."""
+        return f"{shown(self.file)}: {self.path}" if self.path else shown(self.file)
+
+    def wrong(self, expected: str, found: str | None = None) -> DataError:
+        """The error that says that something else was expected here."""
+        seen = json_kind(self.value) if found is None else found
+        return DataError(f"{self.where}: expected {expected}, found {seen}; fix the file or export it again")
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the object has a member `key`."""
+        return key in self._object()
+
+    def member(self, key: str) -> "JsonNode":
+        """The member `key` of an object, which must have it."""
+        members = self._object()
+        child = JsonNode(members.get(key), self.file, f"{self.path}.{key}" if self.path else key)
+        if key not in members:
+            raise child.wrong("a value", "nothing (the key is missing)")
+        return child
+
+    def elements(self) -> Iterator["JsonNode"]:
+        """The elements of an array."""
+        if not isinstance(self.value, list):
+            raise self.wrong("an array")
+        return (JsonNode(value, self.file, f"{self.path}[{i}]") for i, value in enumerate(self.value))
+
+    def text(self) -> str:
+        """The value as a string that is not empty."""
+        if not isinstance(self.value, str) or not self.value:
+            raise self.wrong("a string", "an empty string" if self.value == "" else None)
+        return self.value
+
+    def number(self, expected: str = "a finite number", low: float = -math.inf, high: float = math.inf) -> float:
+        """The value as a finite number strictly between `low` and `high`; `expected` says so in the message."""
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            raise self.wrong(expected)
+        if abs(self.value) > 1e300 or not low < self.value < high:
+            raise self.wrong(expected, f"{self.value:.6g}" if isinstance(self.value, float) else str(self.value)[:20])
+        return float(self.value)
+
+    def matrix(self, n_rows: int, n_columns: int) -> list[list[float]]:
+        """The value as a matrix of finite numbers, row by row."""
+        wanted, rows = f"{n_rows}x{n_columns}", self.value
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise self.wrong(f"{wanted} (an array of rows)")
+        widths = sorted({len(row) for row in rows})
+        if len(rows) != n_rows or widths != [n_columns]:
+            found = f"{len(rows)}x{widths[0]}" if len(widths) == 1 else f"{len(rows)} rows of {widths} numbers"
+            raise self.wrong(wanted, found[:60])
+        return [[entry.number() for entry in row.elements()] for row in self.elements()]
+
+    def _object(self) -> dict[str, Any]:
+        if not isinstance(self.value, dict):
+            raise self.wrong("an object")
+        return self.value
+
+
+def json_kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    if isinstance(value, str | int | float | bool) or value is None:
+        return shown(json.dumps(value)[:40])
+    return "an array" if isinstance(value, list) else "an object"
+
+
+def read_json(path: Path) -> JsonNode:
+    """Read a JSON file, strictly: UTF-8 without byte order mark, no NaN or Infinity, no key twice.
+
+    Raises:
+        DataError: the file is missing, too large (`MAX_JSON_BYTES`) or no such JSON.
+    """
+    size = require_regular_file(path, shown(path)).st_size
+    if size > MAX_JSON_BYTES:
+        raise DataError(
+            f"{shown(path)}: found {size / 2**20:.0f} MiB of JSON, expected at most "
+            f"{MAX_JSON_BYTES / 2**20:.0f} MiB; split the scene"
+        )
+
+    def refuse_constant(name: str) -> float:
+        raise ValueError(f"{name} is no JSON number")
+
+    def refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            twin = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+            raise ValueError(f"the key {twin[:40]!r} stands twice in one object")
+        return members
+
+    try:
+        text = path.read_bytes().decode("utf-8")
+        if text.startswith("\ufeff"):
+            raise ValueError("the file starts with a byte order mark; save it as UTF-8 without one")
+        value = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=refuse_twins)
+    except RecursionError as error:
+        raise DataError(f"{shown(path)}: found arrays nested too deep, expected a scene; export it again") from error
+    except (ValueError, OSError) as error:
+        problem = shown(str(error)[:160])
+        raise DataError(f"{shown(path)}: expected JSON, found: {problem}; fix the file or export it again") from error
+    return JsonNode(value, path)

@@ -1,0 +1,68 @@
+"""Camera poses as datasets write them, checked and turned into the project's convention."""
+
+import logging
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nerf_trainer.data.files import JsonNode
+
+logger = logging.getLogger(__name__)
+
+MAX_SKEW = 1e-3
+"""Largest entry of |R^T R - 1| that is taken for rounding; beyond it the matrix is no rotation."""
+NOTABLE_SKEW = 1e-6
+"""Above it the rotation is replaced by the nearest one, and that is said."""
+
+
+def camera_from_opengl(
+    camera_to_world: Float[Tensor, "N 4 4"],
+) -> tuple[Float[Tensor, "N 3 3"], Float[Tensor, "N 3"]]:
+    """World-to-camera R and T (x right, y down, z forward) from OpenGL and Blender poses (x right, y up, z back).
+
+    The camera's axes are turned about x by half a turn, the world is not moved: R = diag(1, -1, -1) R_c2w^T and
+    T = -R c, where c is the camera centre.
+    """
+    flip = torch.tensor([1.0, -1.0, -1.0], dtype=camera_to_world.dtype)
+    R = flip[:, None] * camera_to_world[:, :3, :3].mT
+    T = -(R @ camera_to_world[:, :3, 3:])[..., 0]
+    return R, T
+
+
+def read_rigid_pose(node: JsonNode) -> tuple[Float[Tensor, "4 4"], float]:
+    """A camera-to-world matrix that is a rotation and a translation, in float64, and how skew it was as written.
+
+    Between `NOTABLE_SKEW` and `MAX_SKEW` the nearest rotation (polar decomposition) takes the place of the one
+    written; the caller says so once.
+
+    Raises:
+        DataError: not 4x4, not finite, a bottom row other than 0 0 0 1, not orthonormal or mirrored.
+    """
+    pose = torch.tensor(node.matrix(4, 4), dtype=torch.float64)
+    bottom = pose[3].tolist()
+    if any(abs(found - expected) > NOTABLE_SKEW for found, expected in zip(bottom, (0, 0, 0, 1), strict=True)):
+        raise node.wrong("a bottom row of 0 0 0 1", " ".join(f"{value:.4g}" for value in bottom))
+    rotation = pose[:3, :3]
+    skew = (rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)).abs().max().item()
+    if not skew <= MAX_SKEW:
+        raise node.wrong("a rotation (orthonormal columns)", f"R^T R off the identity by {skew:.3g}")
+    if torch.linalg.det(rotation) < 0:
+        raise node.wrong("a rotation (determinant 1)", "a mirrored one (determinant -1)")
+    if skew > NOTABLE_SKEW:
+        U, _, Vh = torch.linalg.svd(rotation)
+        pose[:3, :3] = U @ Vh
+    return pose, skew
+
+
+def report_skew(where: str, skews: list[float]) -> None:
+    """Say once a file how many rotations were replaced by the nearest one, if any were."""
+    notable = [skew for skew in skews if skew > NOTABLE_SKEW]
+    if notable:
+        logger.info(
+            "%s: %d of %d rotations were not quite orthonormal (off by up to %.2g); the nearest rotation is used",
+            where,
+            len(notable),
+            len(skews),
+            max(notable),
+        )
