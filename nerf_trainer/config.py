@@ -560,15 +560,15 @@ def _pruned(value: Any, node: Any) -> Any:
 # --- messages ----------------------------------------------------------------------------------------------------
 
 
-def explain(cls: type[Configurable], error: OmegaConfBaseException, value: Any = None) -> ConfigError:
+def explain(cls: type[Configurable], error: OmegaConfBaseException, key: str | None = None) -> ConfigError:
     """The ConfigError that tells a user what OmegaConf found wrong in a configuration of `cls`.
 
     Args:
         cls: the root class; the error's key starts there.
         error: what OmegaConf raised.
-        value: what stood at the key, where the caller knows it.
+        key: the full key, where the caller knows it.
     """
-    full_key = error.full_key or str(error.key or "")
+    full_key = key or error.full_key or str(error.key or "")
     section = re.search(r"Merge error: (\w+) is not a subclass of (\w+)", str(error))
     if section and not full_key:
         named = f"a section {section[2]} (one of the keys ..._{section[2]}_args)"
@@ -594,11 +594,10 @@ def explain(cls: type[Configurable], error: OmegaConfBaseException, value: Any =
         return ConfigError(keyed_line(full_key, f"{shown(segments[-1])} does not fit as a key, expected {wanted}"))
     if isinstance(error, ConfigKeyError):
         return ConfigError(keyed_line(full_key, _first_line(error)))
-    seen = error.value if value is None else value
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return ConfigError(keyed_line(full_key, unknown_name(seen, f"is not a {hint.__name__}", hint.__members__)))
+        return ConfigError(keyed_line(full_key, unknown_name(error.value, f"is not a {hint.__name__}", hint.__members__)))
     what = "keys and values" if dataclasses.is_dataclass(hint) else _type_name(hint)
-    return ConfigError(keyed_line(full_key, f"{shown(seen)} does not fit, expected {what}"))
+    return ConfigError(keyed_line(full_key, f"{shown(error.value)} does not fit, expected {what}"))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,401 @@
+"""Commands on Hydra: recipes, plug-ins, shorthands, sweeps, and errors of one line with an exit code.
+
+A command gives the root class of its configuration and a task. `run_hydra` imports the plug-ins, makes the schema, lets
+Hydra compose the configuration and run the task once, or once for each job of a sweep. This room knows Hydra and
+configurations, no numerics; it imports torch only through the root class.
+"""
+
+import dataclasses
+import os
+import re
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nerf_trainer.config import Configurable, explain, schema
+from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
+from nerf_trainer.plugins import import_plugins, make_importable
+
+DEFAULT_CONFIG = "default_config"
+"""Name under which the schema stands in `defaults` lists."""
+
+SHORTHANDS: Mapping[str, str] = {
+    "eval_only": "training_loop",
+    "test_when_finished": "training_loop",
+    "max_epochs": "training_loop",
+    "resume": "model_factory",
+    "resume_epoch": "model_factory",
+    "force_resume": "model_factory",
+}
+"""Top-level keys that stand for the key of that name in the arguments of the chosen component."""
+
+_VERSION_BASE = "1.3"
+
+_HELP = """\
+${hydra.help.app_name}: ${hydra.help.header}
+
+usage: ${hydra.help.app_name} [--config-name RECIPE] [key=value ...]
+
+Recipes: RECIPES
+
+  --config-name, -cn NAME   what to run: a recipe, or a YAML of your own
+  --config-dir, -cd FOLDER  where YAMLs of your own are, which may say "defaults: [RECIPE, _self_]"
+  --config-path, -cp FOLDER the same, and relative configs are sought there first
+  --cfg job                 show every key with its value, and run nothing (-p KEY for a part, --resolve)
+  --info [searchpath|...]   show where configurations come from
+  --multirun, -m            a sweep: key=1,2,3 runs a job for each value
+  -sc install=bash          tab completion: eval "$$(${hydra.help.app_name} -sc install=bash)"
+  --hydra-help              Hydra's own flags and settings
+
+With NERF_TRAINER_DEBUG=1 in the environment an error shows its traceback.
+"""
+
+Task = Callable[[DictConfig, list[str]], None]
+"""Gets the composed configuration, untyped and unresolved, and the overrides of the command line."""
+
+
+@dataclasses.dataclass
+class _Command:
+    """One command line, read before Hydra reads it."""
+
+    name: str
+    summary: str
+    root: Callable[[], type[Configurable]]
+    task: Task
+    config_name: str
+    args: Namespace
+    reported: list[UserError] = dataclasses.field(default_factory=list)
+
+    @property
+    def config_dirs(self) -> list[Path]:
+        """Folders of the user's own YAMLs."""
+        return [Path(d).absolute() for d in (self.args.config_path, self.args.config_dir) if d is not None]
+
+    @property
+    def needs_schema(self) -> bool:
+        """False where only help or a completion script is asked for, which then need not import everything."""
+        setting_up = self.args.shell_completion and not any(o.startswith("query=") for o in self.args.overrides)
+        return not (self.args.help or self.args.hydra_help or setting_up)
+
+
+def run_hydra(
+    root: Callable[[], type[Configurable]],
+    task: Task,
+    config_name: str = DEFAULT_CONFIG,
+    name: str = "nerf_runner",
+    summary: str = "train, resume, evaluate and sweep radiance fields",
+) -> None:
+    """Read ``sys.argv`` as a Hydra command line and run `task` on the composed configuration.
+
+    Args:
+        root: imports and returns the root class of the configuration; called after the plug-ins are imported.
+        task: what the command does.
+        config_name: what is composed when the command line names no configuration.
+        name: the command's name, for help.
+        summary: half a sentence for help.
+
+    Raises:
+        SystemExit: with the code of a UserError, after its one line on stderr. With ``NERF_TRAINER_DEBUG=1`` the
+            error itself is raised. Errors that are not the user's are always raised.
+    """
+    for folder in (Path.cwd(), *_config_flags_made_absolute()):
+        make_importable(folder)
+    args = get_args_parser().parse_args()
+    command = _Command(name, summary, root, task, args.config_name or config_name, args)
+    Plugins.instance().register(_ShippedRecipes)
+    debugging = os.environ.get("NERF_TRAINER_DEBUG") == "1"
+    try:
+        with _set_environment("HYDRA_FULL_ERROR", "1"):  # Hydra would print errors in its own way and exit with 1
+            _compose_and_run(command)
+    except UserError as error:
+        if debugging:
+            raise
+        if error not in command.reported:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _compose_and_run(command: _Command) -> None:
+    root_class: type[Configurable] | None = None
+    if command.needs_schema:
+        import_plugins(_named_plugins(command), command.config_dirs)
+        root_class = command.root()
+    _store_default_config(command, root_class)
+    failed: list[UserError] = []
+
+    def job(cfg: DictConfig) -> None:
+        overrides = list(HydraConfig.get().overrides.task)
+        swept = HydraConfig.get().mode == RunMode.MULTIRUN
+        try:
+            _run_job(command, cfg, overrides)
+        except UserError as error:
+            # A sweep goes on when a job raises, and must not when one exits.
+            if swept:
+                print(f"error: job {HydraConfig.get().job.num}: {error}", file=sys.stderr)
+                command.reported.append(error)
+                raise
+            failed.append(error)
+
+    try:
+        hydra.main(version_base=_VERSION_BASE, config_path=None, config_name=command.config_name)(job)()
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        if isinstance(error, ValueError) and not _is_hydras_own(error):
+            raise
+        raise _explain(command, root_class, error) from error
+    if failed:
+        raise failed[0]
+
+
+def _run_job(command: _Command, cfg: DictConfig, overrides: list[str]) -> None:
+    untyped = DictConfig(OmegaConf.to_container(cfg, resolve=False))
+    # Launchers that run jobs in processes of their own need the plug-ins there too.
+    import_plugins(list(untyped.get("plugins") or []), command.config_dirs)
+    apply_shorthands(untyped, overrides)
+    if HydraConfig.get().mode == RunMode.MULTIRUN and "exp_dir" in untyped:
+        untyped.exp_dir = job_folder(untyped._get_node("exp_dir"), _swept(command.args.overrides), overrides)
+    command.task(untyped, overrides)
+
+
+# --- where configurations are found --------------------------------------------------------------------------------
+
+
+def configs_folder() -> Path:
+    """The folder of the shipped recipes: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+class _ShippedRecipes(SearchPathPlugin):
+    """Lets every configuration name the shipped recipes in its `defaults`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider="nerf_trainer", path=f"file://{configs_folder()}")
+
+
+def _config_flags_made_absolute() -> list[Path]:
+    """Make ``--config-path`` in ``sys.argv`` relative to the working directory, not to this module as Hydra would."""
+    args = get_args_parser().parse_args()
+    if args.config_path is not None and not Path(args.config_path).is_absolute() and "://" not in args.config_path:
+        here = Path(args.config_path).absolute()
+        if not here.is_dir() and here.name == "configs":
+            here = configs_folder()
+        for i, word in enumerate(sys.argv):
+            if word in ("--config-path", "-cp") and i + 1 < len(sys.argv):
+                sys.argv[i + 1] = str(here)
+            elif word.startswith("--config-path="):
+                sys.argv[i] = f"--config-path={here}"
+        args.config_path = str(here)
+    return [Path(d).absolute() for d in (args.config_path, args.config_dir) if d is not None]
+
+
+def _store_default_config(command: _Command, root_class: type[Configurable] | None) -> None:
+    """Put the schema, or a placeholder without one, under the name that `defaults` lists use."""
+    node: Any = {"plugins": [], "hydra": _hydra_defaults(command)}
+    if root_class is not None:
+        node = dataclasses.make_dataclass(
+            root_class.__name__,
+            [("hydra", Any, dataclasses.field(default_factory=lambda: _hydra_defaults(command)))],
+            bases=(schema(root_class),),
+            init=False,
+            repr=False,
+            eq=False,
+        )
+    ConfigStore.instance().store(name=DEFAULT_CONFIG, node=node, provider="nerf_trainer")
+
+
+def _hydra_defaults(command: _Command) -> dict[str, Any]:
+    """Hydra's own settings: nothing is written but what the task writes into its exp_dir."""
+    return {
+        "run": {"dir": "."},
+        "sweep": {"dir": _sweep_folder(command.args.overrides), "subdir": "."},
+        "output_subdir": None,
+        "job": {"name": command.name},
+        # The log file is never opened: nothing is sent to its handler.
+        "job_logging": {"handlers": {"file": {"delay": True}}, "root": {"handlers": ["console"]}},
+        "help": {
+            "app_name": command.name,
+            "header": command.summary,
+            "footer": "",
+            "template": _HELP.replace("RECIPES", ", ".join(_recipes(command)), 1),
+        },
+    }
+
+
+def _recipes(command: _Command) -> list[str]:
+    folders = (*command.config_dirs, configs_folder())
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")} | {DEFAULT_CONFIG})
+
+
+def _named_plugins(command: _Command) -> list[str]:
+    """Compose the configuration without a schema, only to read `plugins`."""
+    overrides = []
+    for override in _parsed(command.args.overrides):
+        if override.key_or_group == "plugins" and not override.is_delete():
+            overrides.append(f"++plugins={override.get_value_string()}")
+        elif override.key_or_group == "hydra.searchpath":
+            overrides.append(override.input_line)
+    ours = [str(folder) for folder in command.config_dirs]
+    if len(ours) == 2 and not any("hydra.searchpath" in o for o in overrides):
+        overrides.append(f"hydra.searchpath=['file://{ours[1]}']")
+    _store_default_config(command, None)
+    folder = ours[0] if ours and Path(ours[0]).is_dir() else str(configs_folder())
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(folder, version_base=_VERSION_BASE, job_name=command.name):
+            groups = GlobalHydra.instance().config_loader()
+            chosen = [o for o in _parsed(command.args.overrides) if groups.get_group_options(o.key_or_group)]
+            cfg = hydra.compose(command.config_name, overrides + [o.input_line for o in chosen])
+            named = cfg.get("plugins")
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):
+        return []  # The same mistake is found, and explained, when the configuration is composed for real.
+    finally:
+        GlobalHydra.instance().clear()
+    return [str(item) for item in named] if OmegaConf.is_list(named) else []
+
+
+# --- shorthands and sweeps -----------------------------------------------------------------------------------------
+
+
+def apply_shorthands(cfg: DictConfig, overrides: Sequence[str], shorthands: Mapping[str, str] = SHORTHANDS) -> None:
+    """Move the values of top-level shorthands to the keys they stand for; `cfg` is changed in place.
+
+    A shorthand wins over the long spelling, unless only the long one is on the command line.
+
+    Raises:
+        ConfigError: the command line has both with different values, or the chosen component has no such key.
+    """
+    typed = {o.key_or_group: o for o in _parsed(overrides) if not o.is_delete()}
+    for short, component in shorthands.items():
+        if short not in cfg:
+            continue
+        node = cfg._get_node(short)
+        given = None if node is None else node._value()
+        cfg[short] = None
+        if given is None:
+            continue
+        section = f"{component}_{cfg[f'{component}_class_type']}_args"
+        long = f"{section}.{short}"
+        if short in typed and long in typed and typed[short].value() != typed[long].value():
+            raise ConfigError(
+                keyed_line(
+                    short, f"{shown(typed[short].value())}, but {long} is {shown(typed[long].value())}; give one"
+                )
+            )
+        if section not in cfg or short not in cfg[section]:
+            name = cfg[f"{component}_class_type"]
+            raise ConfigError(keyed_line(short, f"{shown(given)} stands for {long}, but {name} has no such option"))
+        if short in typed or long not in typed:
+            cfg[section][short] = given
+
+
+def job_folder(exp_dir: Any, swept: Sequence[str], overrides: Sequence[str]) -> str:
+    """The exp_dir of one job of a sweep: a folder of its own under `exp_dir`, where that does not vary by itself.
+
+    Args:
+        exp_dir: the node of the key; its text may have interpolations, which are then left as they are.
+        swept: keys that the command line gives several values.
+        overrides: the overrides of this job.
+    """
+    text = str(exp_dir._value())
+    varies = "exp_dir" in swept or "${" in text.replace("${oc.env:", "")
+    if varies:
+        return text
+    parts = [
+        f"{o.key_or_group.split('.')[-1]}={o.get_value_string()}" for o in _parsed(overrides) if o.key_or_group in swept
+    ]
+    name = ",".join(parts)
+    if not re.fullmatch(r"[\w=.,+-]{1,100}", name):
+        name = str(HydraConfig.get().job.num)
+    return f"{text.rstrip('/')}/{name}"
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise ConfigError(_override_line(error)) from error
+
+
+def _swept(overrides: Sequence[str]) -> list[str]:
+    return [o.key_or_group for o in _parsed(overrides) if o.is_sweep_override()]
+
+
+def _sweep_folder(overrides: Sequence[str]) -> str:
+    """Where Hydra puts multirun.yaml: the exp_dir, or what the exp_dirs of a sweep over them have in common."""
+    for override in _parsed(overrides):
+        if override.key_or_group == "exp_dir" and override.is_sweep_override():
+            folders = [Path(str(value)).parent for value in override.sweep_string_iterator()]
+            return os.path.commonpath([str(folder) for folder in folders]) or "."
+    return "${exp_dir}"
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+
+def _explain(command: _Command, root: type[Configurable] | None, error: Exception) -> ConfigError:
+    """The ConfigError that says on one line what Hydra, OmegaConf or YAML found wrong."""
+    if isinstance(error, OverrideParseException):
+        return ConfigError(_override_line(error))
+    if isinstance(error, MissingConfigException):
+        missing = str(error.missing_cfg_file or command.config_name)
+        return ConfigError(
+            keyed_line("--config-name", unknown_name(missing, "is not a known config", _recipes(command)))
+        )
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return ConfigError(keyed_line(mark.name, f"line {mark.line + 1}: {error.problem}, expected YAML"))
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if cause is None or root is None:
+        return ConfigError(keyed_line("", str(error) or repr(error)))
+    match = re.search(r"Could not override '([^']+)'", str(error))
+    key = match[1] if match else None
+    if str(key or cause.full_key).startswith("hydra."):
+        return ConfigError(keyed_line(str(key or cause.full_key), str(cause).splitlines()[0]))
+    return explain(root, cause, key)
+
+
+def _override_line(error: OverrideParseException) -> str:
+    problem = error.message.splitlines()[0]
+    return keyed_line("command line", f"{shown(error.override)} is no override ({problem}); expected key=value")
+
+
+def _is_hydras_own(error: ValueError) -> bool:
+    """Whether a ValueError comes from Hydra's reading of flags, not from a task."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return f"{os.sep}hydra{os.sep}" in last
+
+
+@contextmanager
+def _set_environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
