@@ -1,0 +1,78 @@
+"""Where a run's model comes from: freshly made, or continued from a checkpoint."""
+
+from abc import abstractmethod
+from pathlib import Path
+
+from nerf_trainer.config import Factory, ReplaceableBase, choice, registry
+from nerf_trainer.errors import CheckpointError
+from nerf_trainer.models.base import ImplicitronModelBase
+from nerf_trainer.training.checkpoint import Checkpoint, CheckpointStore
+
+
+class ModelFactoryBase(ReplaceableBase):
+    """Makes the model and finds the checkpoint that the run goes on from."""
+
+    resume: bool = True
+    """Go on from a checkpoint where there is one; otherwise start anew and move old checkpoints aside."""
+
+    @abstractmethod
+    def __call__(
+        self, exp_dir: Path, store: CheckpointStore, eval_only: bool, is_main: bool = True
+    ) -> tuple[ImplicitronModelBase, Checkpoint | None]:
+        """A model on the CPU, its weights loaded where a checkpoint is returned beside it.
+
+        Args:
+            exp_dir: the run's folder.
+            store: its checkpoints.
+            eval_only: whether the model is only to be looked at: nothing is moved, and a checkpoint must exist.
+            is_main: whether this is the process that may move files.
+
+        Raises:
+            CheckpointError: a checkpoint was asked for, and there is none or none that can be used.
+        """
+
+
+@registry.register
+class ImplicitronModelFactory(ModelFactoryBase):
+    """Resumes the newest valid checkpoint, or the one that was written at the end of `resume_epoch`."""
+
+    model: Factory[ImplicitronModelBase] = choice("OverfitModel")
+    """The model; each call makes a new one, whose weights are drawn then."""
+    resume_epoch: int = -1
+    """Resume with what was known at the end of this epoch (from 0); -1: the newest checkpoint."""
+    force_resume: bool = False
+    """Whether having no checkpoint to resume is an error."""
+
+    def __call__(
+        self, exp_dir: Path, store: CheckpointStore, eval_only: bool, is_main: bool = True
+    ) -> tuple[ImplicitronModelBase, Checkpoint | None]:
+        """See the base class. Checkpoints of later epochs than `resume_epoch` stay: the training loop moves them."""
+        checkpoint = self._find(exp_dir, store, eval_only)
+        model = self.model()
+        if checkpoint is not None:
+            checkpoint.load_model(model)
+        elif is_main:
+            store.abandon_after(-1)
+        return model, checkpoint
+
+    def _find(self, exp_dir: Path, store: CheckpointStore, eval_only: bool) -> Checkpoint | None:
+        if not self.resume:
+            if eval_only:
+                raise CheckpointError(
+                    "resume: False was given with eval_only: True, which leaves no weights to evaluate; "
+                    "expected resume: True"
+                )
+            return None
+        if self.resume_epoch >= 0:
+            return store.at_epoch(self.resume_epoch + 1)
+        checkpoint = store.latest()
+        if checkpoint is None and eval_only:
+            raise CheckpointError(
+                f"no checkpoint in {exp_dir}; expected one to evaluate; train first or point exp_dir to a trained run"
+            )
+        if checkpoint is None and self.force_resume:
+            raise CheckpointError(
+                f"no checkpoint in {exp_dir}; force_resume: True expects one to continue; "
+                "set force_resume=False or point exp_dir to the run to continue"
+            )
+        return checkpoint
