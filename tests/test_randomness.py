@@ -1,0 +1,66 @@
+"""Streams differ by purpose, rank and seed, and continue where they were saved."""
+
+import copy
+import pickle
+
+import torch
+from torch import nn
+
+from nerf_trainer.randomness import RandomStream, derive_seed, random_streams, seed_streams
+
+
+class Drawer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = RandomStream("noise")
+        self.child = nn.Linear(1, 1)
+        self.jitter = RandomStream("jitter")
+
+    def forward(self) -> torch.Tensor:
+        return torch.rand(4, generator=self.noise.on("cpu"))
+
+
+def test_state_continues_a_stream() -> None:
+    module = Drawer()
+    module()
+    state = module.noise.state()
+    expected = module()
+    module.noise.restore(state)
+    torch.testing.assert_close(module(), expected)
+
+
+def test_seeds_differ_by_everything_that_should_matter() -> None:
+    seeds = {derive_seed(s, r, p) for s in range(5) for r in range(4) for p in ("a", "b")}
+    assert len(seeds) == 40 and all(0 <= s < 2**63 for s in seeds)
+
+
+def test_ranks_and_purposes_draw_differently_and_repeatably() -> None:
+    def draw(seed: int, rank: int) -> torch.Tensor:
+        module = Drawer()
+        seed_streams(module, seed, rank)
+        return module()
+
+    torch.testing.assert_close(draw(1, 0), draw(1, 0))
+    assert not torch.equal(draw(1, 0), draw(1, 1))
+    assert not torch.equal(draw(1, 0), draw(2, 0))
+
+
+def test_reseeding_keeps_the_generator_object() -> None:
+    stream = RandomStream("x")
+    generator = stream.on("cpu")
+    stream.reseed(3)
+    assert stream.on("cpu") is generator
+
+
+def test_streams_are_found_by_name() -> None:
+    outer = nn.Sequential(Drawer())
+    assert [name for name, _ in random_streams(outer)] == ["0.jitter", "0.noise"]
+
+
+def test_copies_continue_alike_and_apart() -> None:
+    module = Drawer()
+    module()
+    twin, thawed = copy.deepcopy(module), pickle.loads(pickle.dumps(module))
+    expected = module()
+    torch.testing.assert_close(twin(), expected)
+    torch.testing.assert_close(thawed(), expected)
