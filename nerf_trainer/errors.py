@@ -61,8 +61,8 @@ def unknown_name(value: Any, problem: str, options: Iterable[Any]) -> str:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     end = f"; did you mean '{near[0]}'?" if near else ""
     listed = ", ".join(names)
-    if len(listed) > 120:
-        fitting = sum(len(", ".join(names[: i + 1])) <= 100 for i in range(len(names)))
+    if len(listed) > 100:
+        fitting = sum(len(", ".join(names[: i + 1])) <= 80 for i in range(len(names)))
         listed = f"{', '.join(names[: max(1, fitting)])}, ... ({len(names)} in all)"
     return f"{shown(value)} {problem}; expected one of {listed}{end}"
 

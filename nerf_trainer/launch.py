@@ -137,6 +137,9 @@ def run_hydra(
 
 def _compose_and_run(command: _Command) -> None:
     root_class: type[Configurable] | None = None
+    for folder in command.config_dirs:
+        if not folder.is_dir() and "://" not in str(folder):
+            raise ConfigError(keyed_line(str(folder), "no such folder; expected one with your YAMLs"))
     if command.needs_schema:
         import_plugins(_named_plugins(command), command.config_dirs)
         root_class = command.root()
@@ -367,14 +370,16 @@ def _explain(command: _Command, root: type[Configurable] | None, error: Exceptio
         return ConfigError(keyed_line(mark.name, f"line {mark.line + 1}: {error.problem}, expected YAML"))
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__
     if cause is None or root is None:
         return ConfigError(keyed_line("", str(error) or repr(error)))
     match = re.search(r"Could not override '([^']+)'", str(error))
     key = match[1] if match else None
     if str(key or cause.full_key).startswith("hydra."):
         return ConfigError(keyed_line(str(key or cause.full_key), str(cause).splitlines()[0]))
-    return explain(root, cause, key)
+    explained = explain(root, cause, key)
+    composing = re.match(r"In '([^']+)':", str(error))
+    return ConfigError(keyed_line(f"{composing[1]}.yaml", str(explained))) if composing else explained
 
 
 def _override_line(error: OverrideParseException) -> str:
