@@ -24,16 +24,10 @@ def draw_pixels(weights: Float[Tensor, "G n_pixels"], n: int, generator: torch.G
     what was drawn. Exponential races: the n smallest of E / w, E being exponential, are a draw without replacement
     (Efraimidis and Spirakis 2006).
     """
-    n_pixels = weights.shape[1]
     race = torch.empty_like(weights).exponential_(generator=generator) / weights
-    if n > n_pixels:
-        repeats = -(-n // n_pixels)
-        race = race.repeat(1, repeats)
-    order = race.topk(n, dim=1, largest=False)
-    n_positive = (weights > 0).sum(dim=1, keepdim=True).clamp(min=1)
-    slot = torch.arange(n, device=weights.device)[None]
-    slot = torch.where(slot < n_positive, slot, slot % n_positive) if n <= n_pixels else slot % n_positive
-    return order.indices.gather(1, slot) % n_pixels
+    drawn = race.topk(min(n, weights.shape[1]), dim=1, largest=False).indices
+    n_distinct = (weights > 0).sum(dim=1, keepdim=True).clamp(1, drawn.shape[1])
+    return drawn.gather(1, torch.arange(n, device=weights.device) % n_distinct)
 
 
 def central_mask(height: int, width: int, fraction: float, device: torch.device) -> Float[Tensor, "H W"]:

@@ -77,7 +77,9 @@ def test_interval_widths() -> None:
 
 @pytest.mark.parametrize("weigh", [emission_absorption_weights, cumulative_weights])
 def test_gradcheck(weigh) -> None:
-    tau = (torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 0.1 + 0.01).requires_grad_()
+    tau = (
+        torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 0.1 + 0.01
+    ).requires_grad_()
     values = torch.rand(2, 6, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t, v: accumulate(weigh(t)[0], v), (tau, values))
 

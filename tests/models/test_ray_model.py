@@ -1,0 +1,183 @@
+"""The one forward: targets, backgrounds, objective, evaluation at any size."""
+
+import pytest
+import torch
+
+from nerf_trainer.config import Factory
+from nerf_trainer.errors import ConfigError
+from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
+from nerf_trainer.frames import FrameData, PixelStore
+from nerf_trainer.models.overfit import OverfitModel
+from nerf_trainer.models.ray_model import Background
+from nerf_trainer.randomness import seed_streams
+from nerf_trainer.rays.samplers import NearFarRaySampler
+from tests.scene_kit import BallField, orbit
+
+TINY = Factory.of(
+    NeuralRadianceFieldImplicitFunction,
+    n_hidden_neurons_xyz=16,
+    n_layers_xyz=2,
+    append_xyz=(1,),
+    n_hidden_neurons_dir=8,
+    n_harmonic_functions_xyz=3,
+)
+
+
+def sampler(**options) -> NearFarRaySampler:
+    values = {"min_depth": 2.0, "max_depth": 6.0, "n_pts_per_ray_training": 16, "n_pts_per_ray_evaluation": 16}
+    return NearFarRaySampler(**(values | {"n_rays_total_training": 64} | options))
+
+
+def model(**options) -> OverfitModel:
+    torch.manual_seed(0)
+    values = {"raysampler": sampler(), "implicit_function": TINY}
+    made = OverfitModel(**(values | options))
+    seed_streams(made, 0)
+    return made
+
+
+def ball_model(**options) -> OverfitModel:
+    return model(implicit_function=Factory.of(BallField), **options).eval()
+
+
+def photographs(n: int = 3, size: int = 16) -> FrameData:
+    generator = torch.Generator().manual_seed(5)
+    return FrameData(
+        cameras=orbit(n, size=size),
+        image_rgb=torch.rand(n, 3, size, size, generator=generator),
+        fg_probability=torch.rand(n, 1, size, size, generator=generator),
+    )
+
+
+def resident(frames: FrameData) -> FrameData:
+    rgba = torch.cat([frames.image_rgb, frames.fg_probability], dim=1).permute(0, 2, 3, 1)
+    store = PixelStore.from_images(list((rgba * 255).round().to(torch.uint8)))
+    return FrameData(cameras=frames.cameras, pixels=store)
+
+
+def test_training_draws_rays_and_evaluation_renders_whole_views() -> None:
+    module, frames = model(), photographs()
+    assert module(resident(frames)).rendered.features.shape == (1, 64, 3)
+    predictions = module.eval()(frames)
+    assert predictions.images_render.shape == (1, 3, 16, 16)
+    assert predictions.targets.rgb is not None and predictions.targets.rgb.shape == (1, 16, 16, 3)
+
+
+def test_resident_pixels_and_images_are_the_same_targets() -> None:
+    module, frames = model(raysampler=sampler(), n_train_target_views=0), photographs()
+    rays = module.raysampler.draw(frames.cameras, resident(frames).pixels)
+    from_store = module.targets(resident(frames), rays)
+    from_images = module.targets(frames, rays)
+    torch.testing.assert_close(from_store.rgb, from_images.rgb, atol=1 / 255, rtol=0)
+    torch.testing.assert_close(from_store.fg_probability, from_images.fg_probability, atol=1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"mask_images": False}, lambda rgb, a: rgb),
+        ({"mask_threshold": 0.5}, lambda rgb, a: rgb * (a > 0.5)),
+        ({"mask_threshold": None, "bg_color": (1.0, 1.0, 1.0)}, lambda rgb, a: rgb * a + 1 - a),
+    ],
+)
+def test_photographs_are_composited_as_asked(options: dict, expected) -> None:
+    frames = photographs(1)
+    rgb = model(**options).eval()(frames).targets.rgb
+    wanted = expected(frames.image_rgb, frames.fg_probability).permute(0, 2, 3, 1)
+    torch.testing.assert_close(rgb, wanted)
+
+
+def test_white_background_is_behind_the_scene_and_the_photograph() -> None:
+    module = ball_model(background=Background.COLOR, bg_color=(1.0, 1.0, 1.0), mask_threshold=None)
+    predictions = module(photographs(1))
+    torch.testing.assert_close(predictions.images_render[0, :, 0, 0], torch.ones(3))
+    assert predictions.masks_render[0, 0, 8, 8] == 1.0
+
+
+def test_random_background_is_the_same_behind_both_and_only_while_training() -> None:
+    module = ball_model(background=Background.RANDOM, bg_color=(0.0, 0.0, 0.0), mask_threshold=None)
+    frames = resident(photographs())
+    empty = torch.zeros_like(frames.pixels.rgba)
+    frames = FrameData(cameras=frames.cameras, pixels=PixelStore(empty, frames.pixels.ends, frames.pixels.sizes_hw))
+    predictions = module.train()(frames)
+    missed = predictions.rendered.masks[..., 0] == 0
+    torch.testing.assert_close(predictions.rendered.features[missed], predictions.targets.rgb[missed])
+    assert predictions.targets.rgb.std() > 0.1
+    assert module.eval()(photographs(1)).images_render[0, :, 0, 0].sum() == 0
+
+
+def test_target_depth_is_turned_into_distance_along_the_ray() -> None:
+    frames = photographs(1)
+    frames = FrameData(cameras=frames.cameras, depth_map=torch.full((1, 1, 16, 16), 4.0))
+    depth = ball_model()(frames).targets.depth
+    # the pixel (15, 8) lies 7.5 and 0.5 pixels off the axis, at a focal length of 19.2
+    expected = 4.0 * (1 + (7.5 / 19.2) ** 2 + (0.5 / 19.2) ** 2) ** 0.5
+    assert depth[0, 8, 15].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_rendered_depth_agrees_with_the_balls_surface() -> None:
+    module = ball_model(chunk_size_grid=999, share_implicit_function_across_passes=True)
+    predictions = module(photographs(1, size=17))
+    # the central pixel of an odd image looks at the centre: the ball of radius 1 is met at distance 3
+    assert predictions.depths_normalized[0, 0, 8, 8].item() == pytest.approx(3.0, abs=0.15)
+    assert predictions.disparities_render[0, 0, 8, 8].item() == pytest.approx(1 / 3.0, abs=0.02)
+    assert predictions.disparities_render[0, 0, 0, 0].item() == 0.0
+
+
+def test_views_are_rendered_at_a_size_that_is_set() -> None:
+    module = ball_model(render_image_height=8, render_image_width=4)
+    predictions = module(photographs(1))
+    assert predictions.images_render.shape == (1, 3, 8, 4)
+    assert predictions.targets.rgb.shape == (1, 8, 4, 3)
+
+
+def test_objective_is_the_weighted_sum_of_its_losses() -> None:
+    module = model(
+        loss_weights={"loss_rgb_mse": 2.0, "loss_mask_bce": 0.5, "loss_prev_stage_rgb_mse": 0.25},
+        share_implicit_function_across_passes=True,
+    )
+    metrics = module(resident(photographs())).metrics
+    expected = 2 * metrics["loss_rgb_mse"] + 0.5 * metrics["loss_mask_bce"] + 0.25 * metrics["loss_prev_stage_rgb_mse"]
+    torch.testing.assert_close(metrics["objective"], expected)
+
+
+def test_gradients_reach_both_passes() -> None:
+    module = model(coarse_implicit_function=TINY)
+    module(resident(photographs())).objective.backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
+
+
+def test_n_train_target_views() -> None:
+    module = model(raysampler=sampler(n_rays_total_training=None, n_rays_per_image_sampled_from_mask=8))
+    assert module(photographs()).rendered.features.shape == (1, 8, 3)
+    module.n_train_target_views = 0
+    assert module(photographs()).rendered.features.shape == (3, 8, 3)
+
+
+def test_a_misspelt_loss_is_refused_and_an_absent_one_is_a_notice() -> None:
+    with pytest.raises(ConfigError, match="loss_rgb_mse"):
+        model(loss_weights={"loss_rgb_mes": 1.0}).check_loss_names()
+    notices = model(loss_weights={"loss_rgb_mse": 1.0, "loss_eikonal": 0.1}, log_vars=("loss_kl",)).check_loss_names()
+    assert any("loss_eikonal" in n for n in notices) and any("loss_kl" in n for n in notices)
+
+
+def test_a_trained_model_fits_its_scene() -> None:
+    """A few hundred steps on pictures of a ball leave an error far below that of the best single colour."""
+    with torch.no_grad():
+        views = [ball_model()(photographs(6)[i : i + 1]) for i in range(6)]
+    frames = FrameData(
+        cameras=orbit(6),
+        image_rgb=torch.cat([v.images_render for v in views]),
+        fg_probability=torch.cat([v.masks_render for v in views]).clamp(0, 1),
+    )
+    module = model(raysampler=sampler(n_rays_total_training=256, min_depth=2.5, max_depth=5.5))
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    scene = resident(frames)
+    for _ in range(200):
+        optimizer.zero_grad()
+        module(scene).objective.backward()
+        optimizer.step()
+    with torch.no_grad():
+        error = module.eval()(frames[:1]).metrics["loss_rgb_mse"]
+    assert frames.image_rgb.var() > 10 * error

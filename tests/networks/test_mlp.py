@@ -1,0 +1,25 @@
+"""Where the skips of an MLP enter."""
+
+import pytest
+import torch
+
+from nerf_trainer.networks.mlp import SkipMLP
+
+
+def test_widths_follow_the_skips() -> None:
+    mlp = SkipMLP(63, 256, 8, skips=(5,))
+    assert [layer.in_features for layer in mlp.layers] == [63, 256, 256, 256, 256, 319, 256, 256]
+
+
+def test_forward_by_hand() -> None:
+    mlp = SkipMLP(2, 3, 2, skips=(1,))
+    x = torch.tensor([[1.0, -2.0]])
+    first = (x @ mlp.layers[0].weight.T + mlp.layers[0].bias).clamp(min=0)
+    second = (torch.cat([first, x], dim=-1) @ mlp.layers[1].weight.T + mlp.layers[1].bias).clamp(min=0)
+    torch.testing.assert_close(mlp(x), second)
+
+
+@pytest.mark.parametrize("skips", [(0,), (4,), (-1,)])
+def test_impossible_skips_are_refused(skips: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="skips go from 1"):
+        SkipMLP(3, 8, 4, skips)
