@@ -44,7 +44,7 @@ def test_sample_pdf_follows_the_analytic_inverse(random: bool) -> None:
 
 
 def test_sample_pdf_by_hand() -> None:
-    """Weights 1 and 3 over [0, 1] and [1, 3]: the distribution function is 1/4 at 1, so u = 1/2 lies a third into [1, 3]."""
+    """Weights 1 and 3 over [0, 1] and [1, 3]: a quarter lies below 1, so u = 1/2 is a third into [1, 3]."""
     edges, weights = torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([[1.0, 3.0]])
     samples = sample_pdf(edges, weights, 5, eps=0.0)  # u = 0, 1/4, 1/2, 3/4, 1
     torch.testing.assert_close(samples, torch.tensor([[0.0, 1.0, 1.0 + 2.0 / 3.0, 1.0 + 4.0 / 3.0, 3.0]]))

@@ -143,5 +143,5 @@ def test_disparity_spacing() -> None:
     ],
 )
 def test_impossible_settings_are_refused(cls: type, wrong: dict) -> None:
-    with pytest.raises(ConfigError, match="expected|set one"):
+    with pytest.raises(ConfigError, match=r"expected|set one"):
         cls(**wrong)
