@@ -65,7 +65,8 @@ docs: $(INSTALLED_DEV) ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
 golden: $(INSTALLED) ## Write tests/experiment.yaml anew: every option and its default
-	$(BIN)/nerf_runner --cfg job > tests/experiment.yaml
+	$(BIN)/nerf_runner --cfg job > tests/experiment.yaml.new
+	mv tests/experiment.yaml.new tests/experiment.yaml
 	@git diff --stat -- tests/experiment.yaml
 
 scene: $(INSTALLED_SCENES) ## Render the embedded scene anew (scenes/quickstart; takes minutes)
