@@ -1,0 +1,136 @@
+"""Decoders: from what a grid says of a point to its density or colour."""
+
+from abc import abstractmethod
+from dataclasses import field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nerf_trainer.config import Factory, ReplaceableBase, nested, registry, runtime
+from nerf_trainer.errors import ConfigError
+from nerf_trainer.networks.input_skips import Activation, MLPWithInputSkips
+
+
+class DecoderFunctionBase(ReplaceableBase, nn.Module):
+    """Turns features of points into what the field says of them."""
+
+    input_dim: int = runtime()
+    """Width of what is decoded: the grid's features, and the encodings of position and direction behind them."""
+    output_dim: int = runtime()
+    """Width of what is wanted: 1 for density, the rendered channels for colour."""
+
+    @abstractmethod
+    def forward(self, features: Float[Tensor, "M D"], directions: Float[Tensor, "M 3"] | None) -> Float[Tensor, "M C"]:
+        """Decode `features`; `directions` are the unit view directions, where the field has them."""
+
+    @property
+    def wants_directions(self) -> bool:
+        """Whether `forward` reads `directions`."""
+        return False
+
+
+@registry.register
+class ElementwiseDecoder(DecoderFunctionBase):
+    """operation(scale * x + shift) of each feature."""
+
+    scale: float = 1.0
+    """Factor of the features."""
+    shift: float = 0.0
+    """Added after the factor."""
+    operation: Activation = Activation.IDENTITY
+    """Applied last."""
+
+    def __post_init__(self) -> None:
+        if self.input_dim != self.output_dim:
+            raise ConfigError(
+                f"ElementwiseDecoder: {self.input_dim} features for {self.output_dim} output channels; expected as many as"
+                " there are channels: set the grid's n_features, and n_harmonic_functions: 0 with append_input: false"
+                " for the harmonic embedders"
+            )
+
+    def forward(self, features: Float[Tensor, "M D"], directions: Float[Tensor, "M 3"] | None) -> Float[Tensor, "M C"]:
+        if self.scale != 1.0:
+            features = features * self.scale
+        return self.operation(features + self.shift if self.shift != 0.0 else features)
+
+
+@registry.register
+class MLPDecoder(DecoderFunctionBase):
+    """A perceptron with input skips."""
+
+    param_groups: dict[str, str] = field(default_factory=dict)
+    """Optimizer groups by what they hold: "self" is everything here."""
+    network: Factory[MLPWithInputSkips] = nested()
+    """The perceptron."""
+
+    def __post_init__(self) -> None:
+        self._network = self.network(input_dim=self.input_dim, final_dim=self.output_dim)
+
+    def forward(self, features: Float[Tensor, "M D"], directions: Float[Tensor, "M 3"] | None) -> Float[Tensor, "M C"]:
+        return self._network(features)
+
+
+@registry.register
+class SphericalHarmonicsDecoder(DecoderFunctionBase):
+    """Features are coefficients of real spherical harmonics of the view direction (Fridovich-Keil et al., Plenoxels, 2022).
+
+    A channel's coefficients stand together: all of the first channel, then all of the second, and so on.
+    """
+
+    degree: int = 2
+    """Highest degree: 0 (no view dependence), 1 or 2; (degree + 1)^2 coefficients a channel."""
+    operation: Activation = Activation.SIGMOID
+    """Applied to the sums."""
+
+    def __post_init__(self) -> None:
+        if self.degree not in (0, 1, 2):
+            raise ConfigError(f"degree: {self.degree}; expected 0, 1 or 2")
+        needed = self.output_dim * (self.degree + 1) ** 2
+        if self.input_dim != needed:
+            raise ConfigError(
+                f"SphericalHarmonicsDecoder: {self.input_dim} features; expected {needed} coefficients for degree"
+                f" {self.degree} and {self.output_dim} channels: set the colour grid's n_features, and"
+                " n_harmonic_functions: 0 with append_input: false for the colour's harmonic embedders"
+            )
+
+    @property
+    def wants_directions(self) -> bool:
+        return self.degree > 0
+
+    def forward(self, features: Float[Tensor, "M D"], directions: Float[Tensor, "M 3"] | None) -> Float[Tensor, "M C"]:
+        coefficients = features.unflatten(-1, (self.output_dim, -1))
+        if self.degree == 0:
+            return self.operation(coefficients[..., 0] * _C0)
+        assert directions is not None, "a decoder that wants directions gets them"
+        basis = spherical_harmonics(directions, self.degree)
+        return self.operation(torch.einsum("mck,mk->mc", coefficients, basis))
+
+
+_C0 = 0.28209479177387814  # sqrt(1 / (4 pi))
+_C1 = 0.4886025119029199  # sqrt(3 / (4 pi))
+_C2 = (
+    1.0925484305920792,
+    0.31539156525252005,
+    0.5462742152960396,
+)  # sqrt(15 / 4 pi), sqrt(5 / 16 pi), sqrt(15 / 16 pi)
+
+
+def spherical_harmonics(directions: Float[Tensor, "M 3"], degree: int) -> Float[Tensor, "M K"]:
+    """Real spherical harmonics up to `degree` (at most 2) of unit directions, orthonormal over the sphere.
+
+    Ordered by degree, then by order from -degree: 1; y, z, x; xy, yz, 3z^2 - 1, xz, x^2 - y^2 (with their factors).
+    """
+    x, y, z = directions.unbind(-1)
+    basis = [torch.full_like(x, _C0)]
+    if degree >= 1:
+        basis += [_C1 * y, _C1 * z, _C1 * x]
+    if degree >= 2:
+        basis += [
+            _C2[0] * x * y,
+            _C2[0] * y * z,
+            _C2[1] * (3.0 * z * z - 1.0),
+            _C2[0] * x * z,
+            _C2[2] * (x * x - y * y),
+        ]
+    return torch.stack(basis, dim=-1)

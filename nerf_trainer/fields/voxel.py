@@ -1,0 +1,242 @@
+"""The field of voxel grids: one grid for density, one for colour, a decoder behind each."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nerf_trainer.config import Factory, choice, nested, registry
+from nerf_trainer.errors import ConfigError
+from nerf_trainer.fields.base import FieldInputs, FieldOutputs, ImplicitFunctionBase
+from nerf_trainer.fields.decoders import DecoderFunctionBase
+from nerf_trainer.fields.scaffold import Scaffold
+from nerf_trainer.fields.voxel_grids import VoxelGridModule
+from nerf_trainer.networks.encodings import HarmonicEmbedding
+from nerf_trainer.rays.bundle import RayBundle
+from nerf_trainer.schedules import Change, ParameterReplacement, Scheduled
+
+
+@registry.register
+class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
+    """Density and colour decoded from grids, and from harmonic encodings of position and view direction.
+
+    densities = decoder_density([density grid(x), encoding(x)])
+    features = decoder_color([color grid(x), encoding(x), encoding(direction)])
+
+    Where the density grid is padded with zeros, its box holds all of the scene: samples outside are empty, and so are those
+    in cells that the scaffold found empty. On a CPU they cost nothing; elsewhere they are evaluated and masked, so that the
+    host need not know how many there are.
+    """
+
+    harmonic_embedder_xyz_density: HarmonicEmbedding = nested()
+    """Encoding of the position for density."""
+    harmonic_embedder_xyz_color: HarmonicEmbedding = nested()
+    """Encoding of the position for colour."""
+    harmonic_embedder_dir_color: HarmonicEmbedding = nested()
+    """Encoding of the view direction for colour."""
+    decoder_density: Factory[DecoderFunctionBase] = choice("MLPDecoder")
+    """From the density grid's features and the encoded position to density."""
+    decoder_color: Factory[DecoderFunctionBase] = choice("MLPDecoder")
+    """From the colour grid's features and the encodings to colour; its last activation keeps colours in [0, 1]."""
+    use_multiple_streams: bool = True
+    """Evaluate density and colour side by side on a GPU."""
+    xyz_ray_dir_in_camera_coords: bool = False
+    """See directions in the axes of the view that looks, instead of the world's."""
+    scaffold_calculating_epochs: tuple[int, ...] = ()
+    """Epochs at whose start empty cells are looked for."""
+    scaffold_resolution: tuple[int, int, int] = (128, 128, 128)
+    """Cells of the scaffold along x, y and z."""
+    scaffold_empty_space_threshold: float = 0.001
+    """Density up to which a cell is empty."""
+    scaffold_occupancy_chunk_size: int = -1
+    """Planes of cells that are evaluated at once when looking; -1 is all."""
+    scaffold_max_pool_kernel_size: int = 3
+    """A cell is empty if all of its neighbourhood is: a cube of this many cells a side, odd."""
+    scaffold_filter_points: bool = True
+    """Take samples in empty cells for empty."""
+    volume_cropping_epochs: tuple[int, ...] = ()
+    """Epochs at whose start both grids are cropped to the smallest box around what is not empty."""
+    color_density_threshold: float | None = None
+    """On a CPU, leave the colour of samples whose density is not above this black and unevaluated. 0 changes nothing where
+    a ReLU follows without noise; null evaluates all."""
+    voxel_grid_density: VoxelGridModule = nested()
+    """The density's grid."""
+    voxel_grid_color: VoxelGridModule = nested()
+    """The colour's grid."""
+
+    def __post_init__(self) -> None:
+        self._check()
+        density_dim = self.voxel_grid_density.n_features + self.harmonic_embedder_xyz_density.output_dim()
+        direction_dim = self.harmonic_embedder_dir_color.output_dim()
+        color_dim = self.voxel_grid_color.n_features + self.harmonic_embedder_xyz_color.output_dim() + direction_dim
+        self._decoder_density = self.decoder_density(input_dim=density_dim, output_dim=1)
+        self._decoder_color = self.decoder_color(input_dim=color_dim, output_dim=self.spec.color_dim)
+        self._needs_directions = direction_dim > 0 or self._decoder_color.wants_directions
+        bounded = self.voxel_grid_density.voxel_grid.padding == "zeros"
+        self.scaffold = Scaffold(self.voxel_grid_density.corners, outside=not bounded)
+        self.register_buffer("epochs_seen", torch.tensor(-1))
+        self._epochs_seen = -1
+
+    def _check(self) -> None:
+        if self.spec.pooled_dim or self.spec.global_code_dim:
+            raise ConfigError(
+                "implicit_function_class_type: VoxelGridImplicitFunction takes no pooled features and no global code;"
+                " expected view_pooler_enabled: false and global_encoder_class_type: null"
+            )
+        if self.scaffold_max_pool_kernel_size < 1 or self.scaffold_max_pool_kernel_size % 2 == 0:
+            raise ConfigError(
+                f"scaffold_max_pool_kernel_size: {self.scaffold_max_pool_kernel_size}; expected an odd number, 1 or more"
+            )
+        if len(self.scaffold_resolution) != 3 or min(self.scaffold_resolution) < 1:
+            raise ConfigError(
+                f"scaffold_resolution: {list(self.scaffold_resolution)}; expected three positive numbers (x, y, z)"
+            )
+
+    def forward(self, ray_bundle: RayBundle, inputs: FieldInputs) -> FieldOutputs:
+        lengths = ray_bundle.lengths
+        assert lengths is not None, "a field needs samples along the rays"
+        directions = self._directions(ray_bundle, inputs)
+        if lengths.is_cuda:
+            densities, colors = self._evaluate_all(ray_bundle, directions)
+        else:
+            densities, colors = self._evaluate_occupied(ray_bundle, directions)
+        shape = lengths.shape
+        return FieldOutputs(densities=densities.reshape(*shape, 1), features=colors.reshape(*shape, -1))
+
+    def _evaluate_occupied(
+        self, ray_bundle: RayBundle, directions: Float[Tensor, "R 3"] | None
+    ) -> tuple[Float[Tensor, "M 1"], Float[Tensor, "M C"]]:
+        """Gather the samples that count, evaluate these, and leave zeros elsewhere."""
+        assert ray_bundle.lengths is not None
+        n_samples = ray_bundle.lengths.shape[-1]
+        rows = self._occupied(ray_bundle).flatten().nonzero()[:, 0].int()
+        rays = rows // n_samples
+        points = torch.addcmul(
+            ray_bundle.origins.reshape(-1, 3).index_select(0, rays),
+            ray_bundle.lengths.reshape(-1, 1).index_select(0, rows),
+            ray_bundle.directions.reshape(-1, 3).index_select(0, rays),
+        )
+        densities = self.density(points)
+        placed = _place(densities, rows, ray_bundle.lengths.numel())
+        if self.color_density_threshold is not None:
+            dense = (densities.detach()[:, 0] > self.color_density_threshold).nonzero()[:, 0]
+            rows, rays, points = rows.index_select(0, dense), rays.index_select(0, dense), points.index_select(0, dense)
+        colors = self.color(points, directions, rays)
+        return placed, _place(colors, rows, ray_bundle.lengths.numel())
+
+    def _evaluate_all(
+        self, ray_bundle: RayBundle, directions: Float[Tensor, "R 3"] | None
+    ) -> tuple[Float[Tensor, "M 1"], Float[Tensor, "M C"]]:
+        """Evaluate every sample and mask those that don't count: shapes depend on no value."""
+        points = ray_bundle.points
+        n_samples = points.shape[-2]
+        points = points.reshape(-1, 3)
+        rays = torch.arange(points.shape[0], device=points.device) // n_samples
+        occupied = self._occupied(ray_bundle).reshape(-1, 1)
+        if not self.use_multiple_streams:
+            return self.density(points) * occupied, self.color(points, directions, rays) * occupied
+        here, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
+            colors = self.color(points, directions, rays) * occupied
+        densities = self.density(points) * occupied
+        here.wait_stream(beside)
+        colors.record_stream(here)
+        return densities, colors
+
+    def density(self, points: Float[Tensor, "M 3"]) -> Float[Tensor, "M 1"]:
+        """Density before the raymarcher's activation at world points, whatever the scaffold says."""
+        features = self.voxel_grid_density(points)
+        if self.harmonic_embedder_xyz_density.output_dim():
+            features = torch.cat([features, self.harmonic_embedder_xyz_density(points)], dim=-1)
+        return self._decoder_density(features, None).float()
+
+    def color(
+        self, points: Float[Tensor, "M 3"], directions: Float[Tensor, "R 3"] | None, rays: Int[Tensor, "M"]
+    ) -> Float[Tensor, "M C"]:
+        """Colour at world points as seen along rays; `rays` says which of the R directions is whose."""
+        features = [self.voxel_grid_color(points)]
+        if self.harmonic_embedder_xyz_color.output_dim():
+            features.append(self.harmonic_embedder_xyz_color(points))
+        if directions is not None and self.harmonic_embedder_dir_color.output_dim():
+            features.append(self.harmonic_embedder_dir_color(directions).index_select(0, rays))
+        along = None
+        if directions is not None and self._decoder_color.wants_directions:
+            along = directions.index_select(0, rays)
+        return self._decoder_color(torch.cat(features, dim=-1) if len(features) > 1 else features[0], along).float()
+
+    def _directions(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Float[Tensor, "R 3"] | None:
+        """Each ray's view direction, if anything reads it."""
+        if not self._needs_directions:
+            return None
+        directions = ray_bundle.view_directions
+        if self.xyz_ray_dir_in_camera_coords:
+            if inputs.cameras is None:
+                raise ValueError("xyz_ray_dir_in_camera_coords needs the batch's cameras in the field's inputs")
+            directions = (inputs.cameras.R[ray_bundle.camera_index] @ directions[..., None])[..., 0]
+        return directions.reshape(-1, 3)
+
+    def _occupied(self, ray_bundle: RayBundle) -> Tensor:
+        assert ray_bundle.lengths is not None
+        return self.scaffold.look_up(ray_bundle.origins, ray_bundle.directions, ray_bundle.lengths)
+
+    def regularization(self) -> dict[str, Tensor]:
+        """`density_tv`: mean squared difference between neighbouring nodes of the density grid, summed over the axes."""
+        return {"density_tv": self.voxel_grid_density.total_variation()}
+
+    def advance(self, epoch: int, step: int) -> Change:
+        """What is due at the start of `epoch`: resolutions first, then cropping, then the scaffold."""
+        if epoch <= self._epochs_seen:
+            return Change()
+        replacements: list[ParameterReplacement] = []
+        changed = False
+        for due in self._event_epochs():
+            if self._epochs_seen < due <= epoch:
+                changed = True
+                for grid in (self.voxel_grid_density, self.voxel_grid_color):
+                    replacements += grid.change_resolution(grid.voxel_grid.resolution_at(due))
+                if due in self.volume_cropping_epochs:
+                    replacements += self._crop()
+                if due in self.scaffold_calculating_epochs and self.scaffold_filter_points:
+                    self._look_for_empty_cells(self.scaffold)
+        self._epochs_seen = epoch
+        self.epochs_seen.fill_(epoch)
+        return Change(replacements=tuple(replacements), recapture=changed)
+
+    def _event_epochs(self) -> list[int]:
+        """Epochs at which something may change, in order."""
+        events = {*self.scaffold_calculating_epochs, *self.volume_cropping_epochs}
+        for grid in (self.voxel_grid_density, self.voxel_grid_color):
+            events |= set(grid.voxel_grid.resolution_changes)
+        return sorted(events)
+
+    def _look_for_empty_cells(self, scaffold: Scaffold) -> None:
+        scaffold.update(
+            lambda points: self.density(points)[:, 0],
+            self.voxel_grid_density.corners,
+            self.scaffold_resolution,
+            self.scaffold_empty_space_threshold,
+            self.scaffold_max_pool_kernel_size,
+            self.scaffold_occupancy_chunk_size,
+        )
+
+    def _crop(self) -> list[ParameterReplacement]:
+        """Crop both grids to what is not empty; a scene without anything stays as it is."""
+        looked = Scaffold(self.voxel_grid_density.corners, outside=False).to(self.epochs_seen.device)
+        self._look_for_empty_cells(looked)
+        corners = looked.occupied_corners()
+        if corners is None:
+            return []
+        replacements = [*self.voxel_grid_density.crop(corners), *self.voxel_grid_color.crop(corners)]
+        self.scaffold.reset(self.voxel_grid_density.corners)
+        return replacements
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._epochs_seen = int(self.epochs_seen.item())
+
+
+def _place(values: Float[Tensor, "K C"], rows: Int[Tensor, "K"], n: int) -> Float[Tensor, "n C"]:
+    """`values` at `rows` of n, zeros elsewhere."""
+    return values.new_zeros(n, values.shape[1]).index_copy(0, rows.long(), values)

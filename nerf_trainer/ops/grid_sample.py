@@ -1,0 +1,183 @@
+"""Interpolation of dense grids.
+
+X, Y, Z: nodes along each axis; C: channels; M: points; V = X Y Z.
+A grid is stored channels last, (X, Y, Z, C): the channels of a node are neighbours in memory, so that a corner costs one
+cache line. Local coordinates span [-1, 1] along each axis. With `align_corners` -1 and 1 are the first and the last node;
+without, they are the outer faces of the cells around these nodes. Both, and the paddings, mean what they mean in
+`torch.nn.functional.grid_sample`, whose last axis is our first.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag, grid_sample
+
+Mode = Literal["bilinear", "nearest"]
+Padding = Literal["zeros", "border", "reflection"]
+
+
+def interpolate_grid(
+    grid: Float[Tensor, "X Y Z C"],
+    local: Float[Tensor, "M 3"],
+    mode: Mode = "bilinear",
+    padding: Padding = "zeros",
+    align_corners: bool = True,
+) -> Float[Tensor, "M C"]:
+    """Values of `grid` at points in local coordinates.
+
+    Trilinear interpolation on a CPU takes a path of its own, which uses all cores in both directions; the rest is torch's.
+    Differentiable in both arguments, once.
+
+    Args:
+        mode: "bilinear" is trilinear here; "nearest" takes the nearest node.
+        padding: beyond the outermost nodes the grid continues with zeros, its border, or its mirror image.
+    """
+    own = grid.device.type == "cpu" and mode == "bilinear" and padding != "reflection" and min(grid.shape[:3]) > 1
+    if not own:
+        volume = grid.permute(3, 2, 1, 0)[None]
+        sampled = grid_sample(volume, local[None, :, None, None], mode, padding, align_corners)
+        return sampled[0, :, :, 0, 0].T
+    first, weights = trilinear_corners(local, grid.shape[:3], padding, align_corners)
+    return gather_corners(grid, first, weights)
+
+
+def node_coordinates(
+    local: Float[Tensor, "*n 3"], resolution: Sequence[int], align_corners: bool
+) -> Float[Tensor, "*n 3"]:
+    """Local coordinates as fractional node numbers: node i of an axis is at i."""
+    nodes = local.new_tensor(list(resolution))
+    if align_corners:
+        return (local + 1.0) * (0.5 * (nodes - 1.0))
+    return (local + 1.0) * (0.5 * nodes) - 0.5
+
+
+def trilinear_corners(
+    local: Float[Tensor, "M 3"], resolution: Sequence[int], padding: Padding, align_corners: bool
+) -> tuple[Int[Tensor, "M"], Float[Tensor, "M 8"]]:
+    """The cell that each point falls into, and the weights of the cell's corners.
+
+    Weights are hat functions, max(0, 1 - |u - i|), so that cells at the border serve the points beyond it as well: zero
+    padding is what the hats of existing nodes leave there.
+
+    Returns:
+        flat number of each cell's lowest corner; weights of the corners, z fastest.
+    """
+    u = node_coordinates(local, resolution, align_corners).T.contiguous()
+    lows, hats = [], []
+    for axis, n in zip(u, resolution, strict=True):
+        axis = axis.clamp(0.0, n - 1.0) if padding == "border" else axis
+        low = axis.detach().floor().clamp_(0, n - 2)
+        offset = axis - low
+        lows.append(low.int())
+        hats.append(((1.0 - offset.abs()).relu(), (1.0 - (offset - 1.0).abs()).relu()))
+    first = (lows[0] * resolution[1] + lows[1]) * resolution[2] + lows[2]
+    planes = [x * y for x in hats[0] for y in hats[1]]
+    return first, torch.stack([plane * z for plane in planes for z in hats[2]], dim=-1)
+
+
+def gather_corners(
+    grid: Float[Tensor, "X Y Z C"], first: Int[Tensor, "M"], weights: Float[Tensor, "M 8"]
+) -> Float[Tensor, "M C"]:
+    """Weighted sums of the eight corners of cells, given by their lowest corner; CPU only."""
+    return _GatherCorners.apply(grid, first, weights)  # type: ignore[no-any-return]
+
+
+def _corner_offsets(shape: Sequence[int]) -> list[int]:
+    """Flat distances of a cell's corners from its lowest one, z fastest."""
+    _, y_nodes, z_nodes = shape[:3]
+    return [(x * y_nodes + y) * z_nodes + z for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+
+
+class _GatherCorners(torch.autograd.Function):
+    """Forward: one weighted embedding bag a point. Backward: gradients are summed within a cell before they are spread.
+
+    Points in one cell become one bag, so the eight spreads write to distinct rows each: plain indexed reads and writes,
+    which run on all cores and add up in an order that does not depend on how many there are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, first: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(grid, first, weights)
+        offsets = torch.tensor(_corner_offsets(grid.shape), dtype=torch.int32)
+        table = grid.reshape(-1, grid.shape[-1])
+        return embedding_bag(first[:, None] + offsets, table, per_sample_weights=weights, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        grid, first, weights = ctx.saved_tensors
+        upstream = upstream.contiguous()
+        grid_gradient = weight_gradient = None
+        if ctx.needs_input_grad[0]:
+            grid_gradient = _spread(grid, first, weights, upstream)
+        if ctx.needs_input_grad[2]:
+            table = grid.reshape(-1, grid.shape[-1])
+            columns = [(table[first + offset] * upstream).sum(-1) for offset in _corner_offsets(grid.shape)]
+            weight_gradient = torch.stack(columns, dim=-1)
+        return grid_gradient, None, weight_gradient
+
+
+def _spread(grid: Tensor, first: Tensor, weights: Tensor, upstream: Tensor) -> Tensor:
+    """Transpose of the gather: each point's `upstream` (M, C) times its weights, added to its corners."""
+    total = torch.zeros_like(grid, memory_format=torch.contiguous_format)
+    table = total.view(-1, grid.shape[-1])
+    if grid.shape[-1] == 1:  # a single channel's table fits the cache: adding in turn beats sorting
+        corners = first[:, None] + torch.tensor(_corner_offsets(grid.shape), dtype=torch.int32)
+        table[:, 0].scatter_add_(0, corners.flatten().long(), (weights * upstream).flatten())
+        return total
+    ordered, order = first.sort(stable=True)
+    cells, counts = torch.unique_consecutive(ordered, return_counts=True)
+    starts = (counts.cumsum(0) - counts).int()
+    weights_in_order = weights.index_select(0, order).T.contiguous()
+    order = order.int()
+    for weight, offset in zip(weights_in_order, _corner_offsets(grid.shape), strict=True):
+        sums = embedding_bag(order, upstream, starts, per_sample_weights=weight, mode="sum")
+        rows = (cells + offset).long()
+        table.index_copy_(0, rows, sums.add_(table.index_select(0, rows)))
+    return total
+
+
+def resample_grid(
+    grid: Float[Tensor, "X Y Z C"],
+    resolution: Sequence[int],
+    align_corners: bool = True,
+    lower: Sequence[float] = (-1.0, -1.0, -1.0),
+    upper: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Float[Tensor, "X2 Y2 Z2 C"]:
+    """A grid of another resolution over the box from `lower` to `upper` (local coordinates of `grid`) of the same function.
+
+    Trilinear, the border continued; values stay within the range of the old ones. Exact for affine functions.
+    """
+    for axis, n in enumerate(resolution):
+        matrix = _interpolation_matrix(grid, axis, n, align_corners, lower[axis], upper[axis])
+        grid = torch.tensordot(matrix, grid, dims=([1], [axis])).movedim(0, axis)
+    return grid.contiguous()
+
+
+def _interpolation_matrix(
+    grid: Tensor, axis: int, n: int, align_corners: bool, lower: float, upper: float
+) -> Float[Tensor, "new old"]:
+    """Linear interpolation along one axis: each row holds the weights of the old nodes at a new one."""
+    n_old = grid.shape[axis]
+    i = torch.arange(n, dtype=torch.float64, device=grid.device)
+    unit = (i + 0.5) / n if not align_corners else i / (n - 1) if n > 1 else torch.full_like(i, 0.5)
+    local = lower + (upper - lower) * unit
+    u = (local + 1.0) * (0.5 * (n_old - 1)) if align_corners else (local + 1.0) * (0.5 * n_old) - 0.5
+    u = u.clamp(0.0, n_old - 1.0)
+    old = torch.arange(n_old, dtype=torch.float64, device=grid.device)
+    return (1.0 - (u[:, None] - old).abs()).clamp(min=0.0).to(grid.dtype)
+
+
+def grid_total_variation(grid: Float[Tensor, "X Y Z C"]) -> Float[Tensor, ""]:
+    """Mean squared forward difference along each axis, summed over the axes (Fridovich-Keil et al. 2022, equation 3,
+    without the root). An axis of one node adds nothing.
+    """
+    total = grid.new_zeros(())
+    for axis in range(3):
+        if grid.shape[axis] > 1:
+            total = total + grid.diff(dim=axis).square().mean()
+    return total
