@@ -23,7 +23,7 @@ class PixelStore:
     """Image sizes (height, width), on the store's device."""
 
     @classmethod
-    def from_images(cls, images: Sequence[UInt8[Tensor, "H W 4"]], device: torch.device | str = "cpu") -> "PixelStore":
+    def from_images(cls, images: Sequence[UInt8[Tensor, "_ _ 4"]], device: torch.device | str = "cpu") -> "PixelStore":
         """Pack RGBA images, which may differ in size, in the order of their cameras."""
         sizes = torch.tensor([image.shape[:2] for image in images])
         rgba = torch.empty(int(sizes.prod(dim=1).sum()), 4, dtype=torch.uint8, device=device)

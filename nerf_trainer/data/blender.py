@@ -10,6 +10,7 @@ depth, 16-bit grey, steps of depth_scale world units along the view axis, 0 wher
 
 import logging
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,15 @@ import torch
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import registry
-from nerf_trainer.data.files import JsonNode, read_json, require_regular_file, resolve_inside, scene_folder, shown
+from nerf_trainer.data.files import (
+    LARGEST_NUMBER,
+    JsonNode,
+    read_json,
+    require_regular_file,
+    resolve_inside,
+    scene_folder,
+    shown,
+)
 from nerf_trainer.data.images import MAX_MEGAPIXELS, ImageHeader, read_header
 from nerf_trainer.data.poses import camera_from_opengl, read_rigid_pose, report_skew
 from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap, DatasetMapProviderBase, SceneFrame, SingleSceneDataset
@@ -78,8 +87,9 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
         return DatasetMap(train=train, val=val, test=test)
 
     def _read_split(self, root: Path, split: str) -> SingleSceneDataset | None:
-        file = root / f"transforms_{split}.json"
-        if not file.exists():
+        name = f"transforms_{split}.json"
+        file = resolve_inside(root, name, name, self.allow_external)
+        if not os.path.exists(file):
             return None
         content = read_json(file)
         frames = list(content.member("frames").elements())
@@ -101,11 +111,18 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
         )
         if int(cameras.image_size_hw.min()) == 0:
             raise ConfigError(f"downscale_factor: found {factor}, larger than the images of {shown(file)}; lower it")
-        number = {frame.path: i for i, frame in enumerate(frames)}
-        depth_scale = self._depth_scale(root) if split != "train" else None
+        numbers = range(0, len(frames), 1 if split == "train" else self.testskip)
+        depths, depth_scale = self._depths(root, [path for path, _ in images] if split != "train" else [])
         scene_frames = [
-            self._scene_frame(image, number[frame.path], split, depth_scale)
-            for frame, image in zip(kept, images, strict=True)
+            SceneFrame(
+                path=path,
+                number=number,
+                has_alpha=header.has_alpha,
+                frame_type=KNOWN if split == "train" else UNSEEN,
+                depth_path=depths.get(path),
+                depth_scale=depth_scale,
+            )
+            for number, (path, header) in zip(numbers, images, strict=True)
         ]
         return SingleSceneDataset(scene_frames, cameras, factor, max_megapixels=self.max_megapixels)
 
@@ -114,33 +131,24 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
         node = frame.member("file_path")
         written = node.text()
         path = resolve_inside(root, written, node.where, self.allow_external)
-        if not path.is_file():
+        if not os.path.isfile(path):
             with_suffix = resolve_inside(root, written + ".png", node.where, self.allow_external)
-            path = with_suffix if with_suffix.exists() or not path.exists() else path
+            path = with_suffix if os.path.exists(with_suffix) or not os.path.exists(path) else path
         require_regular_file(path, node.where)
         return path, read_header(path, node.where, self.max_megapixels)
 
-    def _depth_scale(self, root: Path) -> float | None:
-        """World units of a step of the depth images, if the scene has any and they are wanted."""
+    def _depths(self, root: Path, images: list[Path]) -> tuple[dict[Path, Path], float]:
+        """The depth image of each image that has one, and the world units of their steps."""
+        if not self.load_depth:
+            return {}, 1.0
+        beside = {image: image.with_name(f"{image.stem}_depth.png") for image in images}
+        depths = {image: depth for image, depth in beside.items() if depth.is_file()}
         meta = root / "meta.json"
-        if not self.load_depth or not meta.is_file():
-            return None
-        content = read_json(meta)
-        return content.member("depth_scale").number("a positive number", low=0) if "depth_scale" in content else None
-
-    @staticmethod
-    def _scene_frame(image: tuple[Path, ImageHeader], number: int, split: str, depth_scale: float | None) -> SceneFrame:
-        path, header = image
-        depth = path.with_name(f"{path.stem}_depth.png")
-        has_depth = depth_scale is not None and depth.is_file()
-        return SceneFrame(
-            path=path,
-            number=number,
-            has_alpha=header.has_alpha,
-            frame_type=KNOWN if split == "train" else UNSEEN,
-            depth_path=depth if has_depth else None,
-            depth_scale=depth_scale if depth_scale is not None else 1.0,
-        )
+        if not depths or not meta.is_file():
+            return {}, 1.0
+        for depth in depths.values():
+            resolve_inside(root, str(depth.absolute()), shown(depth.name), self.allow_external)
+        return depths, read_json(meta).member("depth_scale").number("a positive number", low=0)
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,8 @@ def _read_lens(content: JsonNode, size_hw: tuple[int, int]) -> _Lens:
     else:
         angle = content.member("camera_angle_x").number("an angle between 0 and pi", low=0, high=math.pi)
         focal_x = 0.5 * width / math.tan(0.5 * angle)
+        if focal_x > LARGEST_NUMBER:
+            raise content.member("camera_angle_x").wrong("an angle between 0 and pi")
     focal_y = content.member("fl_y").number("a positive number of pixels", low=0) if "fl_y" in content else focal_x
     center_x = content.member("cx").number() if "cx" in content else width / 2
     center_y = content.member("cy").number() if "cy" in content else height / 2

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from nerf_trainer.errors import DataError
 
 MAX_JSON_BYTES = 256 * 2**20
 """Largest JSON file that is read; a scene of 100,000 frames has about 60 MB."""
+
+LARGEST_NUMBER = 1e30
+"""Numbers beyond it are refused, as they are on their way to infinity in single precision."""
 
 SCENE_SCHEME = "scene://"
 """A base_dir that starts so names a scene that comes with the package."""
@@ -39,9 +43,9 @@ def scene_folder(base_dir: str) -> Path:
     """
     if base_dir.startswith(SCENE_SCHEME):
         return embedded_scene(base_dir.removeprefix(SCENE_SCHEME))
-    folder = Path(base_dir).expanduser()
-    if "\0" in base_dir or not folder.is_dir():
-        found = "a file" if "\0" not in base_dir and folder.exists() else "nothing"
+    folder = Path(os.path.expanduser(base_dir))
+    if not os.path.isdir(folder):
+        found = "a file" if os.path.exists(folder) else "nothing"
         raise DataError(f"base_dir: found {found} at {shown(base_dir)}, expected the folder of a scene; fix the path")
     return folder
 
@@ -80,9 +84,10 @@ def resolve_inside(root: Path, relative: str, where: str, allow_external: bool =
     Raises:
         DataError: the path leaves `root`.
     """
-    if "\0" in relative:
-        raise DataError(f"{where}: found {shown(relative)}, expected a path without NUL characters; fix the path")
-    path = Path(os.path.realpath(root / relative))
+    try:
+        path = Path(os.path.realpath(root / relative))
+    except (ValueError, OSError) as error:  # NUL, half a surrogate pair
+        raise DataError(f"{where}: found {shown(relative)[:80]}, expected the path of a file; fix the path") from error
     if not allow_external and not path.is_relative_to(os.path.realpath(root)):
         raise DataError(
             f"{where}: found {shown(relative)}, outside dataset root {shown(root)}; "
@@ -159,7 +164,7 @@ class JsonNode:
         """The value as a finite number strictly between `low` and `high`; `expected` says so in the message."""
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise self.wrong(expected)
-        if abs(self.value) > 1e300 or not low < self.value < high:
+        if not abs(self.value) <= LARGEST_NUMBER or not low < self.value < high:
             raise self.wrong(expected, f"{self.value:.6g}" if isinstance(self.value, float) else str(self.value)[:20])
         return float(self.value)
 
@@ -206,7 +211,7 @@ def read_json(path: Path) -> JsonNode:
     def refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
         if len(members) != len(pairs):
-            twin = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+            twin = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise ValueError(f"the key {twin[:40]!r} stands twice in one object")
         return members
 

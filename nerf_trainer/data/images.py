@@ -19,6 +19,8 @@ from nerf_trainer.errors import DataError
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 """Formats that are read; others (among them those that Pillow hands to other programs) are refused."""
 
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+
 MAX_MEGAPIXELS = 50.0
 """Default limit on an image's size, checked in its header before anything is decoded."""
 
@@ -45,7 +47,7 @@ def read_header(path: Path, where: str, max_megapixels: float = MAX_MEGAPIXELS) 
         DataError: no plain file, not an image of the `FORMATS`, or larger than `max_megapixels`.
     """
     with _open(path, where, max_megapixels) as image:
-        alpha = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+        alpha = image.mode in _ALPHA_MODES or "transparency" in image.info
         return ImageHeader(size_hw=(image.height, image.width), has_alpha=alpha)
 
 
@@ -134,9 +136,8 @@ def _decode(image: Image.Image, path: Path, where: str) -> np.ndarray:
     if image.mode in ("I", "F"):
         raise DataError(f"{where}: found 32 bits a pixel in {shown(path)}, expected 8 or 16; convert it to PNG")
     try:
-        straight = image if image.mode in ("RGBA", "LA", "PA", "La", "RGBa", "P", "L", "RGB", "1") else None
-        rgba = (straight or image.convert("RGB")).convert("RGBA")
-        return np.array(rgba)
+        direct = image.mode in (*_ALPHA_MODES, "P", "L", "RGB", "1")
+        return np.array((image if direct else image.convert("RGB")).convert("RGBA"))
     except Exception as error:  # as in _open
         raise _unreadable(path, where, error) from error
 
@@ -150,7 +151,10 @@ def _loaded(image: Image.Image, path: Path, where: str) -> np.ndarray:
 
 def _unreadable(path: Path, where: str, error: Exception) -> DataError:
     if isinstance(error, Image.DecompressionBombError):
-        return DataError(f"{where}: {shown(path)} is far larger than an image may be; downscale it")
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        return DataError(
+            f"{where}: found more than {most:.0f} megapixels in {shown(path)}, which Pillow refuses; downscale it"
+        )
     if isinstance(error, Image.UnidentifiedImageError):
         found = "no image"
     else:

@@ -133,8 +133,8 @@ class ShuffledFrameLoader(_DecodingLoader):
     def _check_fits(self) -> None:
         if self._steps_of_pass == 0:
             raise ConfigError(
-                f"batch_size: found {self._batch_size} on {self._world_size} processes, expected at most the "
-                f"{len(self._dataset)} training frames together; lower batch_size"
+                f"batch_size: found {self._batch_size} (times {self._world_size} processes), expected no more than "
+                f"the {len(self._dataset)} training frames; lower batch_size"
             )
 
     def _batch(self, epoch: int, step: int) -> list[int]:
@@ -170,7 +170,7 @@ class EvaluationFrameLoader(_DecodingLoader):
         return self._batches[self._rank + step * self._world_size]
 
 
-def _decode_all(dataset: DatasetBase) -> list[UInt8[Tensor, "H W 4"]]:
+def _decode_all(dataset: DatasetBase) -> list[UInt8[Tensor, "_ _ 4"]]:
     """Every frame's pixels, decoded on as many threads as there are processors (at most 8)."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         return list(threads.map(dataset.rgba, range(len(dataset))))

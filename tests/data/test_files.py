@@ -1,0 +1,125 @@
+import json
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nerf_trainer.data import files
+from nerf_trainer.data.files import JsonNode, embedded_scene, read_json, resolve_inside, scene_folder
+from nerf_trainer.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{"frames": [', "Expecting value"),
+        (b'\xef\xbb\xbf{"frames": []}', "byte order mark"),
+        (b'{"a": NaN}', "NaN is no JSON number"),
+        (b'{"a": -Infinity}', "-Infinity is no JSON number"),
+        (b'{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"a": "\xff"}', "can't decode"),
+        (b"", "an empty file"),
+    ],
+)
+def test_json_is_read_strictly(tmp_path, content, found):
+    path = tmp_path / "transforms_train.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_json(path)
+    assert found in str(caught.value) and "transforms_train.json" in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(path))
+
+
+def test_huge_json_is_refused_by_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_JSON_BYTES", 10)
+    (tmp_path / "a.json").write_text(json.dumps([0] * 100))
+    with pytest.raises(DataError, match="split the scene"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_value_knows_its_place(tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"frames": [{"pose": [[1, 2], [3, "x"]]}], "n": 10**400, "yes": True, "none": ""}))
+    root = read_json(path)
+    frame = next(root.member("frames").elements())
+    for act, message in (
+        (
+            lambda: frame.member("pose").matrix(2, 2),
+            r"t.json: frames\[0\].pose\[1\]\[1\]: expected a finite number, found",
+        ),
+        (lambda: frame.member("pose").matrix(4, 4), r"frames\[0\].pose: expected 4x4, found 2x2"),
+        (lambda: frame.member("pose").number(), r"expected a finite number, found an array"),
+        (lambda: frame.member("name"), r"frames\[0\].name: expected a value, found nothing \(the key is missing\)"),
+        (lambda: root.member("n").number(), r"n: expected a finite number, found 1000"),
+        (lambda: root.member("yes").number(), r"yes: expected a finite number, found true"),
+        (lambda: root.member("none").text(), r"none: expected a string, found an empty string"),
+        (lambda: root.elements(), r"t.json: expected an array, found an object"),
+        (lambda: root.member("yes").member("x"), r"yes: expected an object, found true"),
+    ):
+        with pytest.raises(DataError, match=message):
+            act()
+    assert JsonNode([[1, 2.5]], path).matrix(1, 2) == [[1.0, 2.5]]
+
+
+@pytest.mark.parametrize(
+    "payload", ["../secret", "/etc/passwd", "a/../../secret", "link", "a\0b", "\ud800", "inside/../../secret"]
+)
+def test_paths_stay_inside_the_dataset(tmp_path, payload):
+    root = tmp_path / "scene"
+    root.mkdir()
+    (tmp_path / "secret").write_text("no")
+    os.symlink(tmp_path / "secret", root / "link")
+    with pytest.raises(DataError) as caught:
+        resolve_inside(root, payload, "frames[0].file_path")
+    assert str(caught.value).startswith("frames[0].file_path: found ") and str(caught.value).isprintable()
+
+
+def test_external_files_can_be_allowed(tmp_path):
+    root = tmp_path / "scene"
+    root.mkdir()
+    (tmp_path / "shared.png").write_text("yes")
+    os.symlink(tmp_path / "shared.png", root / "link.png")
+    assert resolve_inside(root, "link.png", "here", allow_external=True) == (tmp_path / "shared.png").resolve()
+    assert resolve_inside(root, "./a/r_0", "here") == (root / "a" / "r_0").resolve()
+
+
+def test_base_dir_must_be_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert scene_folder(str(tmp_path)) == tmp_path
+    with pytest.raises(DataError, match="base_dir: found a file at"):
+        scene_folder(str(tmp_path / "file"))
+    for missing in (str(tmp_path / "gone"), "a\0b", "~nobody-of-this-name/x"):
+        with pytest.raises(DataError, match="base_dir: found nothing at"):
+            scene_folder(missing)
+
+
+def test_embedded_scenes_have_names(repository):
+    with pytest.raises(DataError, match="scene://atlantis is no embedded scene"):
+        scene_folder("scene://atlantis")
+    with pytest.raises(DataError, match="no embedded scene"):
+        embedded_scene("../nerf_trainer")
+    if not (repository / "scenes" / "quickstart" / "transforms_train.json").exists():
+        pytest.skip("scenes/quickstart is not rendered here")
+    assert (scene_folder("scene://quickstart") / "transforms_train.json").is_file()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=JSON)
+def test_any_json_is_a_value_or_a_data_error(tmp_path, value):
+    path = tmp_path / "any.json"
+    path.write_text(json.dumps(value))
+    root = read_json(path)
+    for read in (JsonNode.text, JsonNode.number, JsonNode.elements, lambda node: node.matrix(4, 4)):
+        try:
+            read(root)
+        except DataError as error:
+            assert str(error).isprintable() and len(str(error)) < 300 + len(str(path))
