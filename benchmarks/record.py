@@ -1,0 +1,49 @@
+"""What every benchmark record says of where and with what it was measured."""
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nerf_trainer
+
+RECORDS = Path(__file__).resolve().parent / "records"
+
+
+def passport(commit: str | None = None) -> dict[str, Any]:
+    """Date, machine, versions and commit."""
+    cuda = torch.cuda.is_available()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit or _commit(),
+        "nerf_trainer": nerf_trainer.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "cuda": torch.version.cuda,
+    }
+
+
+def write(name: str, content: dict[str, Any], out: Path | None = None) -> Path:
+    """Write one record as indented JSON; returns its path."""
+    path = (out or RECORDS) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return path
+
+
+def _commit() -> str:
+    """The checkout's commit, with a mark where files differ from it; "unknown" outside a checkout."""
+    try:
+        here = Path(__file__).resolve().parent
+        head = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
