@@ -349,6 +349,7 @@ def _schema(cls: type, path: tuple[type, ...]) -> type:
     plain: list[tuple[str, Any, Any]] = []
     selectors: list[tuple[str, Any, Any]] = []
     args: list[tuple[str, Any, Any]] = []
+    expected: dict[str, dict[str, type]] = {}
     for field in _configured(cls):
         child = field.metadata.get(_CHILD)
         if child is None:
@@ -356,19 +357,28 @@ def _schema(cls: type, path: tuple[type, ...]) -> type:
             continue
         selector, children = _describe_child(child, cls)
         selectors += selector
+        expected[field.name] = children
         for key, child_cls in children.items():
             child_schema = _schema(child_cls, (*path, cls))
             # The default is the class itself: OmegaConf expands it as it would an instance.
             args.append((key, child_schema, dataclasses.field(default_factory=lambda made=child_schema: made)))
     entries = [*plain, *selectors, *args]
-    names = [name for name, *_ in entries]
-    for name in names:
-        if names.count(name) > 1:
-            raise TypeError(f"{_where(cls)}: two of its fields make the configuration key {name}")
+    _check_keys(cls, [name for name, *_ in entries], expected)
     made = dataclasses.make_dataclass(cls.__name__, entries, init=False, repr=False, eq=False)
     made.__module__ = __name__
     _schemas[cls] = (registry.version, made)
     return made
+
+
+def _check_keys(cls: type, names: list[str], children: dict[str, dict[str, type]]) -> None:
+    """Refuse fields whose keys can't be told apart, by people or by `prune`."""
+    choices = [name for name in children if f"{name}_class_type" in names]
+    for key in names:
+        owner = max((c for c in choices if key.startswith(f"{c}_") and key.endswith("_args")), key=len, default=None)
+        if names.count(key) > 1:
+            raise TypeError(f"{_where(cls)}: two of its fields make the configuration key {key}")
+        if owner is not None and key not in children[owner]:
+            raise TypeError(f"{_where(cls)}: the key {key} looks like an implementation of {owner}; rename the field")
 
 
 def _describe_child(child: _Child, cls: type) -> tuple[list[tuple[str, Any, Any]], dict[str, type]]:
@@ -592,10 +602,18 @@ def explain(cls: type[Configurable], error: OmegaConfBaseException, key: str | N
     if isinstance(error, KeyValidationError):
         wanted = _type_name(typing.get_args(hint)[0])
         return ConfigError(keyed_line(full_key, f"{shown(segments[-1])} does not fit as a key, expected {wanted}"))
+    if "is not in struct" in str(error):  # a dictionary, which Hydra closes on the command line
+        if typing.get_origin(hint) is dict:
+            full_key, segments = f"{full_key}.{error.key}", [str(error.key)]
+        problem = "is not there yet (to add it, put a + before the key)"
+        known = list(error.parent_node) if isinstance(error.parent_node, DictConfig) else []
+        return ConfigError(keyed_line(full_key, unknown_name(segments[-1], problem, known)))
     if isinstance(error, ConfigKeyError):
         return ConfigError(keyed_line(full_key, _first_line(error)))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return ConfigError(keyed_line(full_key, unknown_name(error.value, f"is not a {hint.__name__}", hint.__members__)))
+        return ConfigError(
+            keyed_line(full_key, unknown_name(error.value, f"is not a {hint.__name__}", hint.__members__))
+        )
     what = "keys and values" if dataclasses.is_dataclass(hint) else _type_name(hint)
     return ConfigError(keyed_line(full_key, f"{shown(error.value)} does not fit, expected {what}"))
 

@@ -11,8 +11,7 @@ import re
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +117,17 @@ def run_hydra(
         SystemExit: with the code of a UserError, after its one line on stderr. With ``NERF_TRAINER_DEBUG=1`` the
             error itself is raised. Errors that are not the user's are always raised.
     """
-    for folder in (Path.cwd(), *_config_flags_made_absolute()):
-        make_importable(folder)
+    _make_config_path_absolute()
     args = get_args_parser().parse_args()
     command = _Command(name, summary, root, task, args.config_name or config_name, args)
+    for folder in (Path.cwd(), *command.config_dirs):
+        make_importable(folder)
     Plugins.instance().register(_ShippedRecipes)
-    debugging = os.environ.get("NERF_TRAINER_DEBUG") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors in its own way and exits with 1
     try:
-        with _set_environment("HYDRA_FULL_ERROR", "1"):  # Hydra would print errors in its own way and exit with 1
-            _compose_and_run(command)
+        _compose_and_run(command)
     except UserError as error:
-        if debugging:
+        if os.environ.get("NERF_TRAINER_DEBUG") == "1":
             raise
         if error not in command.reported:
             print(f"error: {error}", file=sys.stderr)
@@ -196,20 +195,19 @@ class _ShippedRecipes(SearchPathPlugin):
         search_path.append(provider="nerf_trainer", path=f"file://{configs_folder()}")
 
 
-def _config_flags_made_absolute() -> list[Path]:
+def _make_config_path_absolute() -> None:
     """Make ``--config-path`` in ``sys.argv`` relative to the working directory, not to this module as Hydra would."""
-    args = get_args_parser().parse_args()
-    if args.config_path is not None and not Path(args.config_path).is_absolute() and "://" not in args.config_path:
-        here = Path(args.config_path).absolute()
-        if not here.is_dir() and here.name == "configs":
-            here = configs_folder()
-        for i, word in enumerate(sys.argv):
-            if word in ("--config-path", "-cp") and i + 1 < len(sys.argv):
-                sys.argv[i + 1] = str(here)
-            elif word.startswith("--config-path="):
-                sys.argv[i] = f"--config-path={here}"
-        args.config_path = str(here)
-    return [Path(d).absolute() for d in (args.config_path, args.config_dir) if d is not None]
+    given = get_args_parser().parse_args().config_path
+    if given is None or "://" in given:
+        return
+    folder = Path(given).absolute()
+    if not folder.is_dir() and folder.name == "configs":
+        folder = configs_folder()
+    for i, word in enumerate(sys.argv):
+        if i > 0 and word == given and sys.argv[i - 1] in ("--config-path", "-cp"):
+            sys.argv[i] = str(folder)
+        elif word == f"--config-path={given}":
+            sys.argv[i] = f"--config-path={folder}"
 
 
 def _store_default_config(command: _Command, root_class: type[Configurable] | None) -> None:
@@ -391,16 +389,3 @@ def _is_hydras_own(error: ValueError) -> bool:
     """Whether a ValueError comes from Hydra's reading of flags, not from a task."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     return f"{os.sep}hydra{os.sep}" in last
-
-
-@contextmanager
-def _set_environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

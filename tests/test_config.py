@@ -548,6 +548,13 @@ def test_declarations_that_are_wrong() -> None:
     with pytest.raises(TypeError, match="Clash: two of its fields make the configuration key limits_args"):
         schema(Clash)
 
+    class Alike(Configurable):
+        sampler: Sampler = choice("GridSampler")
+        sampler_limits: Limits = nested()
+
+    with pytest.raises(TypeError, match="the key sampler_limits_args looks like an implementation of sampler"):
+        schema(Alike)
+
     class Unknown(Configurable):
         child: "NoSuchName" = nested()  # pyright: ignore[reportUndefinedVariable]
 

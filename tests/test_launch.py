@@ -203,7 +203,13 @@ def test_plugins_of_installed_packages(launch: Launch, tmp_path: Path) -> None:
         ),
         ([f"{LOOP}=3"], f"{LOOP}: 3 does not fit, expected keys and values"),
         ([f"{MODEL}.renderer_class_type=PlanRenderer"], f"{MODEL}.renderer_class_type: 'PlanRenderer' is not a known"),
-        ([f"{MODEL}.loss_weights.loss_x=1"], f"{MODEL}.loss_weights.loss_x: "),
+        (
+            [f"{MODEL}.loss_weights.loss_rgb_mes=1"],
+            f"{MODEL}.loss_weights.loss_rgb_mes: 'loss_rgb_mes' is not there yet (to add it, put a + before the key); "
+            "expected one of loss_rgb_mse; did you mean 'loss_rgb_mse'?",
+        ),
+        ([f"{MODEL}.loss_weights={{loss_x: 1}}"], f"{MODEL}.loss_weights.loss_x: 'loss_x' is not there yet"),
+        ([f"+{MODEL}.loss_weights.loss_x=much"], f"{MODEL}.loss_weights.loss_x: 'much' does not fit, expected float"),
         (["seed=[1"], "command line: 'seed=[1' is no override"),
         (["seed"], "command line: 'seed' is no override"),
         (["~nothing"], "Could not delete from config. 'nothing' does not exist."),
