@@ -66,7 +66,7 @@ class CheckpointStore:
             try:
                 return Checkpoint.open(path)
             except CheckpointError as error:
-                reasons.append(str(error))
+                reasons.append(self._reason(error))
                 self._report(path, error)
         if reasons:
             raise CheckpointError(
@@ -86,7 +86,7 @@ class CheckpointStore:
             try:
                 checkpoint = Checkpoint.open(path)
             except CheckpointError as error:
-                reasons.append(str(error))
+                reasons.append(self._reason(error))
                 continue
             if checkpoint.state.step_in_epoch == 0:
                 if checkpoint.state.epoch == epoch:
@@ -116,6 +116,10 @@ class CheckpointStore:
             raise StorageError(
                 f"{self.folder}: {error.strerror or error}; expected a folder of checkpoints that can be read"
             ) from None
+
+    def _reason(self, error: CheckpointError) -> str:
+        """The error's message, for a line that names the folder already."""
+        return str(error).replace(f"{self.folder}{os.sep}", "")
 
     def _report(self, path: Path, error: CheckpointError) -> None:
         if path not in self._reported:
@@ -191,11 +195,14 @@ class CheckpointStore:
         raise failure
 
     def _begin(self, partial: Path) -> None:
-        """Make the folder, sweep what killed runs left, make the directory to write in."""
+        """Make the folder, put right what killed runs left, make the directory to write in."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self._entries():
+            match = DIRECTORY.fullmatch(path.name)
             if _LEFTOVER.fullmatch(path.name):
                 _delete(path)
+            elif match and match[1] and not (self.folder / f"step-{match[2]}").exists():
+                os.rename(path, self.folder / f"step-{match[2]}")
         partial.mkdir()
 
     def _commit(

@@ -8,14 +8,16 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
+import nerf_trainer
 from nerf_trainer.errors import CheckpointError, StorageError, shown
 
 MANIFEST = "manifest.json"
@@ -33,7 +35,6 @@ _MANIFEST_TYPES = {
     "files": (dict,),
 }
 _RECORD_TYPES = {"bytes": (int,), "sha256": (str,)}
-_DISTRIBUTIONS = ("nerf_trainer", "torch", "safetensors", "numpy")
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,13 @@ def is_member(name: str) -> bool:
 
 def new_manifest(config_sha256: str, world_size: int, files: Mapping[str, bytes]) -> Manifest:
     """The manifest of a checkpoint made of `files`."""
-    versions = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    versions = {
+        "python": platform.python_version(),
+        "nerf_trainer": nerf_trainer.__version__,
+        "torch": str(torch.__version__),
+        "safetensors": safetensors.__version__,
+        "numpy": np.__version__,
+    }
     records = {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
     return Manifest(_SCHEMA_VERSION, config_sha256, world_size, versions, records)
 

@@ -31,6 +31,10 @@ class ModelFactoryBase(ReplaceableBase):
             CheckpointError: a checkpoint was asked for, and there is none or none that can be used.
         """
 
+    @abstractmethod
+    def new_model(self) -> ImplicitronModelBase:
+        """A model on the CPU whose weights are drawn now, from torch's global generator."""
+
 
 @registry.register
 class ImplicitronModelFactory(ModelFactoryBase):
@@ -48,12 +52,16 @@ class ImplicitronModelFactory(ModelFactoryBase):
     ) -> tuple[ImplicitronModelBase, Checkpoint | None]:
         """See the base class. Checkpoints of later epochs than `resume_epoch` stay: the training loop moves them."""
         checkpoint = self._find(exp_dir, store, eval_only)
-        model = self.model()
+        model = self.new_model()
         if checkpoint is not None:
             checkpoint.load_model(model)
         elif is_main:
             store.abandon_after(-1)
         return model, checkpoint
+
+    def new_model(self) -> ImplicitronModelBase:
+        """See the base class."""
+        return self.model()
 
     def _find(self, exp_dir: Path, store: CheckpointStore, eval_only: bool) -> Checkpoint | None:
         if not self.resume:

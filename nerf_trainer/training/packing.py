@@ -84,8 +84,8 @@ def unpack_model(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mappi
     except RuntimeError as error:
         listed = "; ".join(_shortened(line.strip()) for line in str(error).splitlines()[1:] if line.strip())
         raise CheckpointError(
-            f"the weights don't fit {type(model).__name__}: {listed or error}; expected the model that was trained: "
-            "use the run's own configuration or another exp_dir"
+            f"the weights don't fit {type(model).__name__}; expected the model that was trained (use the run's own "
+            f"configuration or another exp_dir): {listed or error}"
         ) from None
 
 
@@ -169,8 +169,8 @@ def _match_names(saved: set[str], present: set[str]) -> None:
     parts = [("only in the checkpoint", saved - present), ("only in this run", present - saved)]
     listed = "; ".join(f"{where}: {', '.join(sorted(names))}" for where, names in parts if names)
     raise CheckpointError(
-        f"the optimizer's parameters differ from the checkpoint's ({listed}); expected the same ones: "
-        "use the run's own configuration or another exp_dir"
+        "the optimizer's parameters differ from the checkpoint's; expected the same ones (use the run's own "
+        f"configuration or another exp_dir): {listed}"
     )
 
 
@@ -214,11 +214,12 @@ def pack_random(streams: Mapping[str, RandomStream]) -> dict[str, Tensor]:
     for name, stream in streams.items():
         for key, value in stream.state().items():
             tensors[f"{_STREAM}{name}.{key}"] = _plain(value)
-    numpy_state = np.random.get_state(legacy=True)
-    tensors[_NUMPY] = torch.from_numpy(numpy_state[1].astype(np.int64))
+    numpy_state = dict(np.random.get_state(legacy=False))
+    inner = numpy_state.pop("state")
+    tensors[_NUMPY] = torch.from_numpy(inner["key"].astype(np.int64))
     version, words, gauss = random.getstate()
     tensors[_PYTHON] = torch.tensor(words, dtype=torch.int64)
-    counters = {_NUMPY: [numpy_state[0], *numpy_state[2:]], _PYTHON: [version, gauss]}
+    counters = {_NUMPY: {**numpy_state, "pos": int(inner["pos"])}, _PYTHON: [version, gauss]}
     tensors[_COUNTERS] = torch.frombuffer(bytearray(json.dumps(counters).encode()), dtype=torch.uint8)
     return tensors
 
@@ -247,8 +248,9 @@ def unpack_random(streams: Mapping[str, RandomStream], tensors: Mapping[str, Ten
         if _GLOBAL_CUDA in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors[_GLOBAL_CUDA])
         counters = json.loads(tensors[_COUNTERS].numpy().tobytes())
-        kind, position, has_gauss, cached = counters[_NUMPY]
-        np.random.set_state((kind, tensors[_NUMPY].numpy().astype(np.uint32), position, has_gauss, cached))
+        numpy_state = counters[_NUMPY]
+        inner = {"key": tensors[_NUMPY].numpy().astype(np.uint32), "pos": numpy_state.pop("pos")}
+        np.random.set_state({**numpy_state, "state": inner})
         version, gauss = counters[_PYTHON]
         random.setstate((version, tuple(tensors[_PYTHON].tolist()), gauss))
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
