@@ -1,0 +1,182 @@
+"""Camera paths for fly-arounds, fitted to the views that a scene was photographed from.
+
+All paths look at the scene's centre with the photographs' mean up direction upwards.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from nerf_trainer.cameras.cameras import Cameras
+
+
+class TrajectoryType(Enum):
+    """The shape of a path."""
+
+    circular_lsq_fit = "circular_lsq_fit"
+    """The circle that fits the camera centres best."""
+    figure_eight = "figure_eight"
+    """A lying eight around the middle of the views."""
+    trefoil_knot = "trefoil_knot"
+    """A trefoil knot around the middle of the views."""
+    figure_eight_knot = "figure_eight_knot"
+    """The four-crossing knot around the middle of the views."""
+    spiral = "spiral"
+    """Two turns around the middle of the views, moving in and out: for scenes that were photographed from the front."""
+
+
+@dataclass(frozen=True)
+class Ring:
+    """The circle that camera centres lie on, as well as they do."""
+
+    center: Float[Tensor, "3"]
+    """Centre, world units."""
+    radius: Float[Tensor, ""]
+    """Radius, world units."""
+    axes: Float[Tensor, "3 3"]
+    """Rows: two directions in the circle's plane, then its normal, which points up."""
+
+
+def mean_up(cameras: Cameras) -> Float[Tensor, "3"]:
+    """The mean of the views' up directions, unit length: what is up in a scene."""
+    return normalize(cameras.up_axes.mean(dim=0), dim=0)
+
+
+def nearest_point_to_axes(cameras: Cameras) -> Float[Tensor, "3"]:
+    """The point with the least squared distance to all optical axes: what the views look at.
+
+    Solves sum_i (I - d_i d_i^T) (x - c_i) = 0 for views at c_i along d_i; where the axes are (nearly) parallel a small
+    weight draws x to the mean of the points one mean camera distance ahead.
+    """
+    centers, directions = cameras.centers.double(), cameras.forward_axes.double()
+    spread = (centers - centers.mean(dim=0)).norm(dim=-1).mean().clamp(min=1e-3)
+    ahead = (centers + spread * directions).mean(dim=0)
+    eye = torch.eye(3, dtype=torch.float64, device=centers.device)
+    projectors = eye - directions[:, :, None] * directions[:, None]
+    weight = 1e-6 * len(cameras)
+    left = projectors.sum(dim=0) + weight * eye
+    right = (projectors @ centers[..., None]).sum(dim=0)[:, 0] + weight * ahead
+    return torch.linalg.solve(left, right).to(cameras.R.dtype)
+
+
+def fit_ring(centers: Float[Tensor, "B 3"], up: Float[Tensor, "3"]) -> Ring:
+    """The least-squares circle through points: their best plane, then the algebraic circle fit within it (Kasa 1976).
+
+    Fewer than three distinct points get the circle around `up` that their mean distance from their mean gives.
+    """
+    mean = centers.mean(dim=0)
+    offsets = (centers - mean).double()
+    _, scales, directions = torch.linalg.svd(offsets, full_matrices=True)
+    flat = len(centers) >= 3 and bool(scales[1] > 1e-4 * scales[0].clamp(min=1e-12))
+    normal = directions[2] if flat else up.double()
+    normal = normal * torch.where(normal @ up.double() < 0, -1.0, 1.0)
+    first = directions[0] - (directions[0] @ normal) * normal
+    if not bool(first.norm() > 1e-6):
+        first = directions[1] - (directions[1] @ normal) * normal
+    first = normalize(first, dim=0)
+    axes = torch.stack([first, torch.linalg.cross(normal, first), normal])
+    xy = offsets @ axes[:2].T
+    if not flat:
+        radius = offsets.norm(dim=-1).mean().clamp(min=1e-3)
+        return Ring(mean, radius.to(centers.dtype), axes.to(centers.dtype))
+    # x^2 + y^2 = 2 a x + 2 b y + c
+    system = torch.cat([2.0 * xy, torch.ones_like(xy[:, :1])], dim=1)
+    a, b, c = torch.linalg.lstsq(system, xy.square().sum(dim=1, keepdim=True)).solution[:, 0]
+    center = mean + (a * axes[0] + b * axes[1]).to(mean.dtype)
+    radius = (c + a * a + b * b).clamp(min=1e-12).sqrt()
+    return Ring(center, radius.to(centers.dtype), axes.to(centers.dtype))
+
+
+def look_at(
+    positions: Float[Tensor, "n 3"], target: Float[Tensor, "3"], up: Float[Tensor, "3"]
+) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 3"]]:
+    """World to camera rotations and translations of views at `positions` that look at `target`, `up` being upwards."""
+    forward = normalize(target - positions, dim=-1)
+    right = torch.linalg.cross(forward, up.expand_as(forward))
+    # Looking along up, any right will do.
+    spare = torch.linalg.cross(forward, up.roll(1).expand_as(forward))
+    right = normalize(torch.where(right.norm(dim=-1, keepdim=True) < 1e-6, spare, right), dim=-1)
+    R = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=-2)
+    return R, -(R @ positions[..., None])[..., 0]
+
+
+def trajectory(
+    cameras: Cameras,
+    n: int,
+    kind: TrajectoryType = TrajectoryType.circular_lsq_fit,
+    max_angle: float = 6.283185307179586,
+    scale: float = 1.1,
+    up: Float[Tensor, "3"] | None = None,
+    size_hw: tuple[int, int] | None = None,
+) -> Cameras:
+    """A path of n views around what `cameras` look at.
+
+    Args:
+        max_angle: how much of the path is travelled, radians; 2 pi is all of it.
+        scale: the path's size against the photographs' distances.
+        up: upward direction; None takes the mean of the cameras'.
+        size_hw: the views' size in pixels; None takes the first camera's. The mean field of view is kept.
+    """
+    up = mean_up(cameras) if up is None else normalize(up.to(cameras.R), dim=0)
+    target, angle = nearest_point_to_axes(cameras), torch.arange(n, device=cameras.device) * (max_angle / n)
+    if kind is TrajectoryType.circular_lsq_fit:
+        ring = fit_ring(cameras.centers, up)
+        circle = torch.stack([angle.cos(), angle.sin()], dim=-1) @ ring.axes[:2]
+        positions = ring.center + scale * ring.radius * circle
+    else:
+        positions = _around_the_middle(cameras, target, up, kind, angle, scale)
+    R, T = look_at(positions, target, up)
+    return Cameras(R=R, T=T, **_intrinsics(cameras, n, size_hw))
+
+
+def _around_the_middle(
+    cameras: Cameras, target: Tensor, up: Tensor, kind: TrajectoryType, angle: Tensor, scale: float
+) -> Float[Tensor, "n 3"]:
+    """Positions around the view nearest to the mean of all, at its distance from the target.
+
+    The curve's first two coordinates move sideways and up, as far as the photographs spread (at most half the distance to
+    the target); the third moves towards the target and away from it, a fifth as far.
+    """
+    centers = cameras.centers
+    middle = centers[(centers - centers.mean(dim=0)).norm(dim=-1).argmin()]
+    distance = (middle - target).norm()
+    back = normalize(middle - target, dim=0)
+    right = normalize(torch.linalg.cross(up, back), dim=0)
+    axes = torch.stack([right, torch.linalg.cross(back, right), 0.2 * back])
+    spread = (centers - middle).norm(dim=-1).quantile(0.9)
+    reach = torch.minimum(spread, 0.5 * distance) if spread > 0 else 0.2 * distance
+    offsets = (_curve(kind, angle) * scale * reach) @ axes
+    if kind is TrajectoryType.spiral:
+        return middle + offsets
+    moved = normalize(middle + offsets - target, dim=-1)
+    depth = offsets @ back
+    return target + moved * (distance + depth)[:, None]
+
+
+def _curve(kind: TrajectoryType, t: Float[Tensor, "n"]) -> Float[Tensor, "n 3"]:
+    """Closed curves within the unit ball, sideways, up and back, over one turn of t."""
+    if kind is TrajectoryType.spiral:
+        return torch.stack([(2 * t).cos(), (2 * t).sin(), t.sin()], dim=-1)
+    if kind is TrajectoryType.figure_eight:
+        return torch.stack([t.sin(), 0.5 * (2 * t).sin(), torch.zeros_like(t)], dim=-1)
+    if kind is TrajectoryType.trefoil_knot:
+        return torch.stack([t.sin() + 2 * (2 * t).sin(), t.cos() - 2 * (2 * t).cos(), -(3 * t).sin()], dim=-1) / 3
+    wide = 2 + (2 * t).cos()
+    return torch.stack([wide * (3 * t).cos(), wide * (3 * t).sin(), (4 * t).sin()], dim=-1) / 3
+
+
+def _intrinsics(cameras: Cameras, n: int, size_hw: tuple[int, int] | None) -> dict[str, Tensor]:
+    """The mean field of view at the asked size, principal point in the middle."""
+    height, width = size_hw or tuple(cameras.image_size_hw[0].tolist())
+    relative = cameras.focal / cameras.image_size_hw.to(cameras.focal).flip(-1)
+    # Square pixels: the smaller of both fits, so that the whole photographed field of view stays visible.
+    pixels = relative.mean(dim=0) * torch.tensor([width, height], device=cameras.device)
+    return {
+        "focal": pixels.min().expand(n, 2),
+        "principal_point": torch.tensor([width / 2, height / 2], device=cameras.device).expand(n, 2),
+        "image_size_hw": torch.tensor([[height, width]]).expand(n, 2),
+    }
