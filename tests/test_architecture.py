@@ -28,11 +28,13 @@ KEYWORD_TUNNELS: dict[str, str] = {
     "nerf_trainer/config.py:build": "the fields of a class, as constructors have them",
 }
 DYNAMIC_ATTRIBUTES: dict[str, str] = {
+    "nerf_trainer/experiment.py": "a shorthand is the name of a component's field, looked up among its fields before",
     "nerf_trainer/renderers/chunking.py": "joins outputs field by field",
 }
 TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/test_architecture.py": "the rules, over all sources",
     "tests/test_typing_canary.py": "the shape checks of the test run",
+    "tests/gpu/test_training_step.py": "the training step on a device, whole",
     "tests/scenes/test_quickstart_scene.py": "the embedded scene as it is shipped",
 }
 
@@ -274,15 +276,17 @@ def test_configurations_name_no_targets():
 
 
 def test_components_know_no_configuration_library():
-    """Hydra is known to `launch` and the commands, OmegaConf to these and `config`; its name for "???" to anyone."""
+    """Hydra is known to `launch` and the commands; OmegaConf to these, to `config` and to the file that a run keeps of its
+    configuration; its name for "???" to anyone."""
     commands = {"launch.py", "experiment.py", "visualize.py", "dataset.py"}
+    files = {"config.py", "training/run_config.py"}
 
     def found() -> Iterator[Finding]:
         for path, node in nodes(PACKAGE, ast.Import, ast.ImportFrom):
             place = path.relative_to(REPOSITORY / "nerf_trainer").as_posix()
             for name in imported(node):
                 library = name.split(".")[0]
-                allowed = commands | {"config.py"} if library == "omegaconf" else commands
+                allowed = commands | files if library == "omegaconf" else commands
                 if library in ("hydra", "omegaconf") and place not in allowed and name != "omegaconf.MISSING":
                     yield at(path, node, f"imports {name}")
 
