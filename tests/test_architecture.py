@@ -276,7 +276,7 @@ def test_configurations_name_no_targets():
 
 
 def test_components_know_no_configuration_library():
-    """Hydra is known to `launch` and the commands; OmegaConf to these, to `config` and to the file that a run keeps of its
+    """Hydra is known to `launch` and the commands; OmegaConf to these, to `config` and to the writer of a run's own
     configuration; its name for "???" to anyone."""
     commands = {"launch.py", "experiment.py", "visualize.py", "dataset.py"}
     files = {"config.py", "training/run_config.py"}
