@@ -138,7 +138,7 @@ def _around_the_middle(
 ) -> Float[Tensor, "n 3"]:
     """Positions around the view nearest to the mean of all, at its distance from the target.
 
-    The curve's first two coordinates move sideways and up, as far as the photographs spread (at most half the distance to
+    The curve's first two coordinates move sideways and up, as far as the photographs spread (at most half the way to
     the target); the third moves towards the target and away from it, a fifth as far.
     """
     centers = cameras.centers

@@ -1,1 +1,8 @@
-"""Datasets: from files of many formats to frames in the project's conventions."""
+"""Datasets: from files of many formats to frames in the project's conventions.
+
+What the room registers is imported here, so that it can be chosen by name once the room is in use.
+"""
+
+from nerf_trainer.data import blender, loader_maps, source
+
+__all__ = ["blender", "loader_maps", "source"]

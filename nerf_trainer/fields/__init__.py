@@ -1,1 +1,8 @@
-"""Fields (implicit functions): density and features at points along rays."""
+"""Fields (implicit functions): density and features at points along rays.
+
+What the room registers is imported here, so that it can be chosen by name once the room is in use.
+"""
+
+from nerf_trainer.fields import nerf
+
+__all__ = ["nerf"]

@@ -1,1 +1,8 @@
-"""Rays: the bundle that travels through the pipeline, and how rays and samples are drawn."""
+"""Rays: the bundle that travels through the pipeline, and how rays and samples are drawn.
+
+What the room registers is imported here, so that it can be chosen by name once the room is in use.
+"""
+
+from nerf_trainer.rays import samplers
+
+__all__ = ["samplers"]
