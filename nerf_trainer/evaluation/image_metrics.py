@@ -28,7 +28,7 @@ def ssim(predicted: Float[Tensor, "B C H W"], target: Float[Tensor, "B C H W"]) 
         raise ValueError(
             f"images of {tuple(predicted.shape[-2:])} pixels are smaller than SSIM's window, {SSIM_WINDOW}"
         )
-    x, y = predicted, target
+    x, y = predicted.double(), target.double()  # The variances are small differences of squares.
     mean_x, mean_y = _blur(x), _blur(y)
     variance_x = _blur(x * x) - mean_x.square()
     variance_y = _blur(y * y) - mean_y.square()
@@ -36,7 +36,7 @@ def ssim(predicted: Float[Tensor, "B C H W"], target: Float[Tensor, "B C H W"]) 
     c1, c2 = SSIM_K1**2, SSIM_K2**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
-    return (luminance * structure).mean(dim=(1, 2, 3))
+    return (luminance * structure).mean(dim=(1, 2, 3)).to(predicted.dtype)
 
 
 def _blur(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:

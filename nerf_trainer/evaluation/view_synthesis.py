@@ -72,7 +72,7 @@ class ResultRow:
 
 
 def background_of(targets: Targets) -> tuple[float, float, float] | None:
-    """The one colour of all target pixels without any foreground; None where there is no such pixel or no such colour."""
+    """The one colour of all target pixels without foreground; None where there is no such pixel or no such colour."""
     if targets.rgb is None or targets.fg_probability is None:
         return None
     behind = targets.rgb[targets.fg_probability[..., 0] == 0]
