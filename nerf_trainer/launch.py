@@ -18,6 +18,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf, JobConf
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -139,10 +140,11 @@ def _compose_and_run(command: _Command) -> None:
     for folder in command.config_dirs:
         if not folder.is_dir() and "://" not in str(folder):
             raise ConfigError(keyed_line(str(folder), "no such folder; expected one with your YAMLs"))
+    _store_hydra_defaults(command)
     if command.needs_schema:
         import_plugins(_named_plugins(command), command.config_dirs)
         root_class = command.root()
-    _store_default_config(command, root_class)
+    _store_default_config(root_class)
     failed: list[UserError] = []
 
     def job(cfg: DictConfig) -> None:
@@ -210,37 +212,35 @@ def _make_config_path_absolute() -> None:
             sys.argv[i] = f"--config-path={folder}"
 
 
-def _store_default_config(command: _Command, root_class: type[Configurable] | None) -> None:
+def _store_default_config(root_class: type[Configurable] | None) -> None:
     """Put the schema, or a placeholder without one, under the name that `defaults` lists use."""
-    node: Any = {"plugins": [], "hydra": _hydra_defaults(command)}
-    if root_class is not None:
-        node = dataclasses.make_dataclass(
-            root_class.__name__,
-            [("hydra", Any, dataclasses.field(default_factory=lambda: _hydra_defaults(command)))],
-            bases=(schema(root_class),),
-            init=False,
-            repr=False,
-            eq=False,
-        )
+    node = {"plugins": []} if root_class is None else schema(root_class)
     ConfigStore.instance().store(name=DEFAULT_CONFIG, node=node, provider="nerf_trainer")
 
 
-def _hydra_defaults(command: _Command) -> dict[str, Any]:
-    """Hydra's own settings: nothing is written but what the task writes into its exp_dir."""
-    return {
+def _store_hydra_defaults(command: _Command) -> None:
+    """Choose Hydra's own settings: nothing is written but what the task writes into its exp_dir, and help is ours.
+
+    They are options of Hydra's config groups, chosen where Hydra chooses its own, so that every configuration has them
+    and may still choose others.
+    """
+    output = {
         "run": {"dir": "."},
         "sweep": {"dir": _sweep_folder(command.args.overrides), "subdir": "."},
-        "output_subdir": None,
-        "job": {"name": command.name},
-        # The log file is never opened: nothing is sent to its handler.
-        "job_logging": {"handlers": {"file": {"delay": True}}, "root": {"handlers": ["console"]}},
-        "help": {
-            "app_name": command.name,
-            "header": command.summary,
-            "footer": "",
-            "template": _HELP.replace("RECIPES", ", ".join(_recipes(command)), 1),
-        },
     }
+    text = {
+        "app_name": command.name,
+        "header": command.summary,
+        "footer": "",
+        "template": _HELP.replace("RECIPES", ", ".join(_recipes(command)), 1),
+    }
+    chosen = {"output": "nerf_trainer", "help": "nerf_trainer", "job_logging": "stdout"}
+    node = HydraConf(job=JobConf(name=command.name), output_subdir=None)
+    node.defaults = [{group: chosen.get(group, option) for group, option in item.items()} for item in node.defaults]
+    store = ConfigStore.instance()
+    store.store(group="hydra", name="config", node=node, provider="nerf_trainer")
+    store.store(group="hydra/output", name="nerf_trainer", node=output, package="hydra", provider="nerf_trainer")
+    store.store(group="hydra/help", name="nerf_trainer", node=text, package="hydra.help", provider="nerf_trainer")
 
 
 def _recipes(command: _Command) -> list[str]:
@@ -259,7 +259,7 @@ def _named_plugins(command: _Command) -> list[str]:
     ours = [str(folder) for folder in command.config_dirs]
     if len(ours) == 2 and not any("hydra.searchpath" in o for o in overrides):
         overrides.append(f"hydra.searchpath=['file://{ours[1]}']")
-    _store_default_config(command, None)
+    _store_default_config(None)
     folder = ours[0] if ours and Path(ours[0]).is_dir() else str(configs_folder())
     GlobalHydra.instance().clear()
     try:
@@ -348,7 +348,7 @@ def _sweep_folder(overrides: Sequence[str]) -> str:
         if override.key_or_group == "exp_dir" and override.is_sweep_override():
             folders = [Path(str(value)).parent for value in override.sweep_string_iterator()]
             return os.path.commonpath([str(folder) for folder in folders]) or "."
-    return "${exp_dir}"
+    return "${oc.select:exp_dir,.}"
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

@@ -129,6 +129,16 @@ def test_own_yaml_on_a_recipe_by_either_flag(launch: Launch, tmp_path: Path) -> 
     assert one(launch("--config-path=mine", "--config-name=top", "seed=4")).seed == 4
 
 
+def test_a_yaml_without_defaults_is_checked_and_writes_nothing(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "bare.yaml").write_text(f"seed: 3\n{LOOP}: {{max_epochs: 5}}\n")
+    made = one(launch("-cd", ".", "-cn", "bare"))
+    assert (made.seed, vars(made.training_loop)["max_epochs"]) == (3, 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["bare.yaml"]
+    (tmp_path / "bare.yaml").write_text("sede: 3\n")
+    with pytest.raises(SystemExit):
+        launch("-cd", ".", "-cn", "bare")
+
+
 def test_the_shipped_recipes_are_found_beside_own_yamls(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         launch("--config-dir", ".", "--config-name", "nerf_blendr")
