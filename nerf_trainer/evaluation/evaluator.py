@@ -43,7 +43,7 @@ class EvaluationContext:
     """What an evaluation must know of the run that it is part of.
 
     A training loop makes it: `EvaluationContext(exp_dir, epoch, step, runtime.autocast, runtime.gather_objects,
-    runtime.is_main, display.print)`.
+    runtime.is_main, display.line)`.
     """
 
     exp_dir: Path | None = None
