@@ -28,7 +28,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -492,19 +492,19 @@ def _selected(child: _Child, node: DictConfig) -> tuple[Any, str]:
         on = child.enabled is None or _read(node, f"{name}_enabled")
         return base if on else None, f"{name}_args"
     selector = f"{name}_class_type"
-    chosen = _read(node, selector)
+    found = [c.__name__ for c in registry.get_all(base) if f"{name}_{c.__name__}_args" in node]
+    chosen = _read(node, selector, found)
     if chosen is None:
         return None, ""
     key = f"{name}_{chosen}_args"
-    if key not in node:
-        found = [c.__name__ for c in registry.get_all(base) if f"{name}_{c.__name__}_args" in node]
+    if chosen not in found:
         raise ConfigError(
             keyed_line(_full_key(node, selector), unknown_name(chosen, f"is not a known {base.__name__}", found))
         )
     return registry.get(base, chosen), key
 
 
-def _read(node: DictConfig, key: str) -> Any:
+def _read(node: DictConfig, key: str, options: Sequence[str] = ()) -> Any:
     full_key = _full_key(node, key)
     try:
         value = node[key]
@@ -512,8 +512,9 @@ def _read(node: DictConfig, key: str) -> Any:
             return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
         return value
     except MissingMandatoryValue as error:
+        choices = f", one of {', '.join(options)}" if options else ""
         where = error.full_key or full_key
-        raise ConfigError(keyed_line(where, "??? (missing): this value must be given")) from error
+        raise ConfigError(keyed_line(where, f"??? (missing): this value must be given{choices}")) from error
     except (InterpolationResolutionError, ValidationError) as error:
         written = OmegaConf.to_container(node, resolve=False)
         value = written.get(key) if isinstance(written, dict) else None
@@ -579,6 +580,8 @@ def explain(cls: type[Configurable], error: OmegaConfBaseException, key: str | N
         key: the full key, where the caller knows it.
     """
     full_key = key or error.full_key or str(error.key or "")
+    if isinstance(error, InterpolationResolutionError):
+        return ConfigError(keyed_line(full_key, f"does not resolve: {_first_line(error)}"))
     section = re.search(r"Merge error: (\w+) is not a subclass of (\w+)", str(error))
     if section and not full_key:
         named = f"a section {section[2]} (one of the keys ..._{section[2]}_args)"
@@ -611,15 +614,13 @@ def explain(cls: type[Configurable], error: OmegaConfBaseException, key: str | N
     if isinstance(error, ConfigKeyError):
         return ConfigError(keyed_line(full_key, _first_line(error)))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return ConfigError(
-            keyed_line(full_key, unknown_name(error.value, f"is not a {hint.__name__}", hint.__members__))
-        )
+        return ConfigError(keyed_line(full_key, unknown_name(error.value, f"is no {hint.__name__}", hint.__members__)))
     what = "keys and values" if dataclasses.is_dataclass(hint) else _type_name(hint)
     return ConfigError(keyed_line(full_key, f"{shown(error.value)} does not fit, expected {what}"))
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ").strip('"')
 
 
 def _full_key(node: DictConfig, key: str) -> str:

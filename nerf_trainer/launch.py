@@ -163,7 +163,8 @@ def _compose_and_run(command: _Command) -> None:
     try:
         hydra.main(version_base=_VERSION_BASE, config_path=None, config_name=command.config_name)(job)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        if isinstance(error, ValueError) and not _is_hydras_own(error):
+        known = isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError)
+        if not known and not _is_hydras_own(error):
             raise
         raise _explain(command, root_class, error) from error
     if failed:
@@ -385,7 +386,7 @@ def _override_line(error: OverrideParseException) -> str:
     return keyed_line("command line", f"{shown(error.override)} is no override ({problem}); expected key=value")
 
 
-def _is_hydras_own(error: ValueError) -> bool:
+def _is_hydras_own(error: Exception) -> bool:
     """Whether a ValueError comes from Hydra's reading of flags, not from a task."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     return f"{os.sep}hydra{os.sep}" in last

@@ -297,7 +297,9 @@ def test_a_choice_that_the_user_must_make() -> None:
         sampler: Sampler = choice("???")
 
     assert OmegaConf.is_missing(OmegaConf.structured(schema(Open)), "sampler_class_type")
-    with pytest.raises(ConfigError, match=r"^sampler_class_type: \?\?\?"):
+    with pytest.raises(
+        ConfigError, match=r"^sampler_class_type: \?\?\? \(missing\): .* one of GridSampler, NoisySampler$"
+    ):
         build(Open, {})
     with pytest.raises(TypeError, match="sampler"):
         Open()
@@ -329,7 +331,10 @@ def test_a_part_of_a_configuration_still_sees_the_whole() -> None:
 
 def test_an_unset_environment_variable_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SCENE_ROOT", raising=False)
-    with pytest.raises(ConfigError, match=r"^root: '\$\{oc.env:SCENE_ROOT\}' does not resolve.*'SCENE_ROOT' not found"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^root: '\$\{oc.env:SCENE_ROOT\}' does not resolve: Environment variable 'SCENE_ROOT' not found",
+    ):
         build(Scene, {"root": "${oc.env:SCENE_ROOT}"})
 
 
@@ -364,7 +369,7 @@ def test_prune_drops_what_is_not_chosen() -> None:
         ({"sampler_GridSampler_args": {"n_points": "many"}}, r"_args\.n_points: 'many' does not fit, expected int$"),
         (
             {"sampler_GridSampler_args": {"mode": "SOFTER"}},
-            r"\.mode: 'SOFTER' is not a Mode; expected one of SHARP, SOFT; did you mean 'SOFT'\?$",
+            r"\.mode: 'SOFTER' is no Mode; expected one of SHARP, SOFT; did you mean 'SOFT'\?$",
         ),
         (
             {"sampler_GridSampler_args": {"policy": "kepe"}},

@@ -233,6 +233,10 @@ def test_plugins_of_installed_packages(launch: Launch, tmp_path: Path) -> None:
         (["--config-name", "nerf_blendr"], "--config-name: 'nerf_blendr' is not a known config; expected one of "),
         (["--config-dir", "nowhere"], "nowhere: no such folder"),
         (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
+        (
+            ["exp_dir=${oc.env:UNSET_FOLDER}", "--cfg", "job", "-p", "exp_dir"],
+            "exp_dir: does not resolve: Environment var",
+        ),
         (["--cfg", "job", "--multirun"], "Only one of --run, --multirun, --cfg, --info and --shell_completion"),
         (["max_epochs=3", f"{LOOP}.max_epochs=4"], f"max_epochs: 3, but {LOOP}.max_epochs is 4; give one"),
         (
