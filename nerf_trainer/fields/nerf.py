@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from nerf_trainer.config import registry
 from nerf_trainer.errors import ConfigError
@@ -51,7 +50,14 @@ class NeuralRadianceFieldImplicitFunction(ImplicitFunctionBase):
             self.color = xavier_linear(width, out)
             return
         self.bottleneck = xavier_linear(width, width)
-        self.color_hidden = xavier_linear(width + direction_dim, self.n_hidden_neurons_dir)
+        # One layer on the features and the direction, in two parts, so that the direction's is computed once a ray.
+        joint = xavier_linear(width + direction_dim, self.n_hidden_neurons_dir)
+        self.color_hidden = nn.Linear(width, self.n_hidden_neurons_dir)
+        self.color_direction = nn.Linear(direction_dim, self.n_hidden_neurons_dir, bias=False)
+        with torch.no_grad():
+            self.color_hidden.weight.copy_(joint.weight[:, :width])
+            self.color_hidden.bias.copy_(joint.bias)
+            self.color_direction.weight.copy_(joint.weight[:, width:])
         self.color = xavier_linear(self.n_hidden_neurons_dir, out)
 
     def _encoding(self, n: int, append_input: bool) -> HarmonicEmbedding:
@@ -69,9 +75,8 @@ class NeuralRadianceFieldImplicitFunction(ImplicitFunctionBase):
         """Colours before the sigmoid; the direction's share of the hidden layer is computed once a ray."""
         if not self.use_view_directions:
             return self.color(hidden)
-        layer, width = self.color_hidden, self.n_hidden_neurons_xyz
-        per_ray = linear(self.encode_direction(directions), layer.weight[:, width:], layer.bias)
-        per_sample = linear(self.bottleneck(hidden), layer.weight[:, :width])
+        per_ray = self.color_direction(self.encode_direction(directions))
+        per_sample = self.color_hidden(self.bottleneck(hidden))
         return self.color(torch.relu_(per_sample + per_ray[..., None, :]))
 
 

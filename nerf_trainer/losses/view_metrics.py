@@ -1,6 +1,7 @@
 """Losses that compare what was rendered with what the photographs say."""
 
 from abc import abstractmethod
+from collections.abc import Callable, Collection
 
 import torch
 from jaxtyping import Float
@@ -36,6 +37,7 @@ class ViewMetricsBase(ReplaceableBase, torch.nn.Module):
         fg_probability: Float[Tensor, "*rays 1"] | None = None,
         depth: Float[Tensor, "*rays 1"] | None = None,
         mask_crop: Float[Tensor, "*rays 1"] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> dict[str, Tensor]:
         """Scalars by their full names: `loss_<name>`, and `loss_prev_stage_<name>` for the coarser pass, and so on.
 
@@ -45,6 +47,7 @@ class ViewMetricsBase(ReplaceableBase, torch.nn.Module):
             fg_probability: foreground probability in [0, 1].
             depth: target depth, measured as the renderer does, world units; 0 where unknown.
             mask_crop: 1 where the target holds real pixels; others don't count. None: all do.
+            wanted: compute only metrics of these names; None computes all.
         """
 
     @abstractmethod
@@ -72,12 +75,14 @@ class ViewMetrics(ViewMetricsBase):
         fg_probability: Float[Tensor, "*rays 1"] | None = None,
         depth: Float[Tensor, "*rays 1"] | None = None,
         mask_crop: Float[Tensor, "*rays 1"] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         stage, prefix = rendered, "loss_"
         while stage is not None:
             of_stage = _stage_metrics(stage, rgb, fg_probability, depth, mask_crop)
-            losses.update({prefix + name: value for name, value in of_stage.items()})
+            names = [name for name in of_stage if wanted is None or prefix + name in wanted]
+            losses.update({prefix + name: of_stage[name]() for name in names})
             stage, prefix = stage.prev_stage, prefix + "prev_stage_"
         return losses
 
@@ -104,25 +109,38 @@ def _stage_metrics(
     fg_probability: Float[Tensor, "*rays 1"] | None,
     depth: Float[Tensor, "*rays 1"] | None,
     mask_crop: Float[Tensor, "*rays 1"] | None,
-) -> dict[str, Tensor]:
-    """The losses of one pass, by names without prefix."""
-    metrics: dict[str, Tensor] = {"mask_beta_prior": functions.beta_prior(stage.masks, mask_crop)}
+) -> dict[str, Callable[[], Tensor]]:
+    """How to compute each loss of one pass that its targets allow, by names without prefix."""
+    metrics: dict[str, Callable[[], Tensor]] = {"mask_beta_prior": lambda: functions.beta_prior(stage.masks, mask_crop)}
     foreground = fg_probability
     if fg_probability is not None and mask_crop is not None:
         foreground = fg_probability * mask_crop
     if rgb is not None:
-        metrics["rgb_huber"] = functions.huber(stage.features, rgb, mask_crop)
-        metrics["rgb_l1"] = functions.l1(stage.features, rgb, mask_crop)
-        metrics["rgb_mse"] = functions.mse(stage.features, rgb, mask_crop)
-        metrics["rgb_psnr"] = functions.psnr(metrics["rgb_mse"])
-    if rgb is not None and foreground is not None:
-        metrics["rgb_mse_fg"] = functions.mse(stage.features, rgb, foreground)
-        metrics["rgb_psnr_fg"] = functions.psnr(metrics["rgb_mse_fg"])
+        metrics |= _color_metrics(stage.features, rgb, mask_crop, foreground)
     if fg_probability is not None:
-        metrics["mask_neg_iou"] = functions.neg_iou(stage.masks, fg_probability, mask_crop)
-        metrics["mask_bce"] = functions.mask_bce(stage.masks, fg_probability, mask_crop)
+        metrics["mask_neg_iou"] = lambda: functions.neg_iou(stage.masks, fg_probability, mask_crop)
+        metrics["mask_bce"] = lambda: functions.mask_bce(stage.masks, fg_probability, mask_crop)
     if depth is not None:
-        metrics["depth_abs"] = functions.depth_abs(stage.depths, depth, mask_crop)
+        metrics["depth_abs"] = lambda: functions.depth_abs(stage.depths, depth, mask_crop)
     if depth is not None and foreground is not None:
-        metrics["depth_abs_fg"] = functions.depth_abs(stage.depths, depth, foreground)
+        metrics["depth_abs_fg"] = lambda: functions.depth_abs(stage.depths, depth, foreground)
+    return metrics
+
+
+def _color_metrics(
+    features: Float[Tensor, "*rays 3"],
+    rgb: Float[Tensor, "*rays 3"],
+    mask_crop: Float[Tensor, "*rays 1"] | None,
+    foreground: Float[Tensor, "*rays 1"] | None,
+) -> dict[str, Callable[[], Tensor]]:
+    """How to compute each loss of colours."""
+    metrics: dict[str, Callable[[], Tensor]] = {
+        "rgb_huber": lambda: functions.huber(features, rgb, mask_crop),
+        "rgb_l1": lambda: functions.l1(features, rgb, mask_crop),
+        "rgb_mse": lambda: functions.mse(features, rgb, mask_crop),
+        "rgb_psnr": lambda: functions.psnr(functions.mse(features.detach(), rgb, mask_crop)),
+    }
+    if foreground is not None:
+        metrics["rgb_mse_fg"] = lambda: functions.mse(features, rgb, foreground)
+        metrics["rgb_psnr_fg"] = lambda: functions.psnr(functions.mse(features.detach(), rgb, foreground))
     return metrics

@@ -113,6 +113,7 @@ class RayModel(ImplicitronModelBase):
         spec = RendererSpec(color_dim=self.render_features_dimensions, scene_radius=self.raysampler.scene_radius)
         self._renderer = self.renderer(spec=spec)
         self._background_draws = RandomStream("background")
+        self._wanted = {*self.log_vars, *(name for name, weight in self.loss_weights.items() if weight != 0)}
         self.register_buffer("_bg_color", torch.tensor(self.bg_color), persistent=False)
 
     def forward(self, frames: FrameData) -> Predictions:
@@ -133,6 +134,7 @@ class RayModel(ImplicitronModelBase):
             fg_probability=targets.fg_probability,
             depth=targets.depth,
             mask_crop=targets.mask_crop,
+            wanted=self._wanted if self.training else None,
         )
         metrics |= self.regularization_metrics(rendered, self._distinct_fields(), inputs.global_code)
         objective = weigh(metrics, self.loss_weights)

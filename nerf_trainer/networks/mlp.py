@@ -35,9 +35,11 @@ class SkipMLP(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n H"]:
-        y = x
+        # As a matrix: a layer's output is then no view, and its ReLU in place costs no copy in the backward.
+        flat = x.reshape(-1, x.shape[-1])
+        y = flat
         for i, layer in enumerate(self.layers):
             if i in self.skips:
-                y = torch.cat([y, x.to(y.dtype)], dim=-1)
+                y = torch.cat([y, flat.to(y.dtype)], dim=-1)
             y = torch.relu_(layer(y))
-        return y
+        return y.reshape(*x.shape[:-1], -1)

@@ -54,7 +54,9 @@ def test_the_once_a_ray_colour_layer_equals_the_plain_one() -> None:
     module, bundle = field(**SMALL), rays()
     hidden = module.trunk(module.encode_position(bundle.points))
     direction = module.encode_direction(bundle.view_directions)[..., None, :].expand(*hidden.shape[:-1], -1)
-    plain = module.color(torch.relu(module.color_hidden(torch.cat([module.bottleneck(hidden), direction], dim=-1))))
+    weight = torch.cat([module.color_hidden.weight, module.color_direction.weight], dim=1)
+    joint = torch.cat([module.bottleneck(hidden), direction], dim=-1) @ weight.T + module.color_hidden.bias
+    plain = module.color(torch.relu(joint))
     torch.testing.assert_close(module(bundle, FieldInputs()).features, torch.sigmoid(plain))
 
 

@@ -78,7 +78,7 @@ def test_training_lowers_the_loss(precision: Precision) -> None:
     _, step = stepper(precision, Background.COLOR)
     frames = scene()
     losses = torch.stack([step([frames]).metrics["objective"] for _ in range(150)])
-    assert losses[-20:].mean() < 0.8 * losses[:20].mean()
+    assert losses[-20:].mean() < 0.9 * losses[:20].mean()
 
 
 def test_the_gpu_computes_what_the_cpu_does() -> None:
