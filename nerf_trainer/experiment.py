@@ -1,0 +1,236 @@
+"""`nerf_runner`: trains, resumes, evaluates. `Experiment` is the root of the configuration."""
+
+import dataclasses
+import time
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from nerf_trainer import __version__, launch
+from nerf_trainer.config import Configurable, build, choice
+from nerf_trainer.data.source import DataSourceBase
+from nerf_trainer.data.splits import DatasetMap
+from nerf_trainer.errors import CheckpointError, ConfigError, UserError
+from nerf_trainer.models.base import ImplicitronModelBase
+from nerf_trainer.training import run_config
+from nerf_trainer.training.checkpoint import CheckpointStore
+from nerf_trainer.training.interruption import RunStoppedError
+from nerf_trainer.training.loop import LoopResult, TrainingLoopBase
+from nerf_trainer.training.model_factory import ModelFactoryBase
+from nerf_trainer.training.optimizer_factory import OptimizerFactoryBase
+from nerf_trainer.training.progress import Display
+from nerf_trainer.training.run_config import OnConflict
+from nerf_trainer.training.runtime import (
+    Precision,
+    Runtime,
+    StatusFile,
+    exclusive,
+    make_run_folder,
+    seed_everything,
+)
+from nerf_trainer.training.session import TrainingRun
+
+
+class Experiment(Configurable):
+    """A run: where its data and its model come from, how it is trained, and the folder that keeps it all."""
+
+    data_source: DataSourceBase = choice("ImplicitronDataSource")
+    """Datasets and loaders."""
+    model_factory: ModelFactoryBase = choice("ImplicitronModelFactory")
+    """The model, new or from a checkpoint."""
+    optimizer_factory: OptimizerFactoryBase = choice("ImplicitronOptimizerFactory")
+    """The optimizer and its learning rates."""
+    training_loop: TrainingLoopBase = choice("ImplicitronTrainingLoop")
+    """Epochs, evaluation, checkpoints."""
+    exp_dir: str = "./data/default_experiment/"
+    """The run's folder. A folder that holds checkpoints of this run is continued."""
+    seed: int = 42
+    """What every random draw derives from."""
+    detect_anomaly: bool = False
+    """Let autograd name the operation that made a NaN; slow."""
+    deterministic: bool = False
+    """Use deterministic algorithms on the GPU too; an operation that has none is an error."""
+    precision: Precision = Precision.fp32
+    """fp32, tf32, bf16 or fp16."""
+    plugins: tuple[str, ...] = ()
+    """Modules to import before the configuration is read: what they register can be chosen."""
+    on_conflict: OnConflict = OnConflict.error
+    """What to do when exp_dir holds checkpoints of another configuration: error, resume or new."""
+    eval_only: bool | None = None
+    """Short for the training loop's eval_only."""
+    test_when_finished: bool | None = None
+    """Short for the training loop's test_when_finished."""
+    max_epochs: int | None = None
+    """Short for the training loop's max_epochs."""
+    resume: bool | None = None
+    """Short for the model factory's resume."""
+    resume_epoch: int | None = None
+    """Short for the model factory's resume_epoch."""
+    force_resume: bool | None = None
+    """Short for the model factory's force_resume."""
+
+    def __post_init__(self) -> None:
+        loop = {name: vars(self)[name] for name in ("eval_only", "test_when_finished", "max_epochs")}
+        factory = {name: vars(self)[name] for name in ("resume", "resume_epoch", "force_resume")}
+        for component, values in ((self.training_loop, loop), (self.model_factory, factory)):
+            _set_given(component, values)
+
+    def run(self, config: DictConfig | None = None) -> LoopResult:
+        """Train, or with eval_only evaluate, until done.
+
+        Args:
+            config: what this object was built from; kept in the folder as `expconfig.yaml` and compared when the folder
+                is used again. Without one, nothing is kept or compared.
+
+        Raises:
+            UserError: the data, the folder, a checkpoint or the training itself is at fault.
+        """
+        started = time.monotonic()
+        runtime = Runtime(self.seed, self.precision, self.deterministic, self.detect_anomaly)
+        display = Display(runtime.is_main)
+        text = run_config.to_text(config) if config is not None else None
+        folder = Path(self.exp_dir).expanduser()
+        if text is not None and self.model_factory.resume:
+            folder = run_config.settle_folder(folder, text, self.on_conflict)
+        if self.training_loop.eval_only and not folder.is_dir():
+            raise CheckpointError(f"exp_dir: there is no folder {folder} to evaluate; expected that of a trained run")
+        folder = make_run_folder(folder)
+        if not runtime.is_main:
+            return self._run(folder, text, runtime, display)
+        with exclusive(folder):
+            result = self._run(folder, text, runtime, display)
+        if result.last_rows:
+            _summarize(folder, runtime, result, time.monotonic() - started)
+        return result
+
+    def _run(self, folder: Path, text: str | None, runtime: Runtime, display: Display) -> LoopResult:
+        status = StatusFile(folder if runtime.is_main and not self.training_loop.eval_only else None)
+        try:
+            run, datasets = self._prepare(folder, text, runtime, display, status)
+            if self.training_loop.is_complete(run) and run.checkpoint is not None:
+                state = run.checkpoint.state
+                display.line(
+                    f"already complete: {state.epoch} epochs, {state.step} steps in {folder}; "
+                    "raise max_epochs to train on, or set eval_only=True to evaluate"
+                )
+                return LoopResult(state.step, state.epoch)
+            self._introduce(run, datasets)
+            if text is not None and runtime.is_main and not self.training_loop.eval_only:
+                run_config.save(folder, text)
+            result = self.training_loop.run(run)
+        except UserError as error:
+            state = "stopped" if isinstance(error, RunStoppedError) else "failed"
+            status.write(state, error.exit_code, str(error))
+            raise
+        except BaseException as error:
+            status.write("failed", 1, f"{type(error).__name__}: {error}")
+            raise
+        status.write("done", 0)
+        return result
+
+    def _prepare(
+        self, folder: Path, text: str | None, runtime: Runtime, display: Display, status: StatusFile
+    ) -> tuple[TrainingRun, DatasetMap]:
+        """Data and model, the model continued from a checkpoint where there is one."""
+        store = CheckpointStore(folder, keep=self.training_loop.checkpoints_kept)
+        datasets, loaders = self.data_source.get_datasets_and_dataloaders()
+        seed_everything(self.seed)
+        model, checkpoint = self.model_factory(folder, store, self.training_loop.eval_only, runtime.is_main)
+        run = TrainingRun(
+            runtime=runtime,
+            exp_dir=folder,
+            model=model,
+            checkpoint=checkpoint,
+            new_model=partial(_new_model, self.model_factory),
+            optimizer_factory=self.optimizer_factory,
+            loaders=loaders,
+            store=store,
+            status=status,
+            display=display,
+            config_sha256=run_config.digest(text) if text is not None else "",
+        )
+        return run, datasets
+
+    def _introduce(self, run: TrainingRun, datasets: DatasetMap) -> None:
+        """The first line: device, precision, parameters, data, and where the run begins."""
+        n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
+        begins = "starts" if run.checkpoint is None else f"resumes from step {run.checkpoint.state.step}"
+        if self.training_loop.eval_only and run.checkpoint is not None:
+            begins = f"evaluates step {run.checkpoint.state.step}"
+        facts = [
+            f"nerf_trainer {__version__}",
+            run.runtime.device_name,
+            self.precision.name,
+            f"{n_parameters:,} parameters",
+            _views(datasets),
+            f"{begins} in {run.exp_dir}",
+        ]
+        run.display.line(" | ".join(facts))
+        for notice in run.model.check_loss_names():
+            run.display.note(notice)
+
+
+def _set_given(component: Configurable, values: dict[str, object]) -> None:
+    """Set what was given (not None) of a component's fields."""
+    known = {field.name for field in dataclasses.fields(component)}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if value is None:
+            continue
+        if name not in known:
+            raise ConfigError(f"{name}: {type(component).__name__} has no such option; leave it out")
+        setattr(component, name, value)
+
+
+def _new_model(factory: ModelFactoryBase, seed: int) -> ImplicitronModelBase:
+    seed_everything(seed)
+    return factory.new_model()
+
+
+def _views(datasets: DatasetMap) -> str:
+    """How many views each split has, and of what size: "train 100 views of 400x400, test 20"."""
+    parts, last_size = [], None
+    for name, dataset in datasets.items():
+        sizes = {tuple(size) for size in dataset.image_sizes_hw.tolist()}
+        size = "x".join(map(str, sizes.pop())) if len(sizes) == 1 else "mixed sizes"
+        parts.append(f"{name} {len(dataset)}" + (f" views of {size}" if size != last_size else ""))
+        last_size = size
+    return ", ".join(parts) or "no data"
+
+
+def _summarize(folder: Path, runtime: Runtime, result: LoopResult, seconds: float) -> None:
+    """A box at the end: the metrics, the costs, the files, and what to do next."""
+    lines = [
+        f"step {result.step}, epoch {result.epoch}; {seconds:.0f} s; peak memory {_gib(runtime.peak_memory_bytes)}"
+    ]
+    for split, row in result.last_rows.items():
+        shown = [name for name in row if "psnr" in name or "ssim" in name or "lpips" in name or name == "objective"]
+        values = "  ".join(f"{name.removeprefix('loss_')} {row[name]:.4g}" for name in shown if row[name] is not None)
+        lines.append(f"{split}: {values or 'no metrics'}")
+    files = ("expconfig.yaml", "metrics.jsonl", "train_stats.png", "results_test.json", "checkpoints")
+    lines += ["", *(f"{folder / name}" for name in files if (folder / name).exists())]
+    lines += ["", "next:"]
+    recipe = f"--config-dir {folder} --config-name expconfig"
+    lines += [f"  nerf_runner {recipe} eval_only=True", f"  nerf_visualizer exp_dir={folder}"]
+    width = max(len(line) for line in lines) + 4
+    Console(width=width, highlight=False).print(Panel(Text("\n".join(lines)), title="finished"))
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB"
+
+
+def _task(config: DictConfig, overrides: list[str]) -> None:
+    build(Experiment, config).run(config)
+
+
+def main() -> None:
+    """The command `nerf_runner`."""
+    launch.run_hydra(lambda: Experiment, _task)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Signals that ask a run to stop: it finishes its step, saves a checkpoint and ends with the signal's exit code."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from nerf_trainer.errors import UserError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class RunStoppedError(UserError):
+    """A signal ended the run after a checkpoint was saved; the exit code is 128 + the signal's number (130, 143)."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + (signal.SIGTERM if signal_number in _SIGNALS[2:] else signal_number)
+
+
+class StopSignals:
+    """While entered, notes the first of SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 instead of dying from it.
+
+    A second SIGINT ends the process at once: what was committed before stays valid. Outside of the main thread, where
+    Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        """The signal's number, once there was one."""
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """The received signal's name."""
+        return signal.Signals(self.received).name if self.received is not None else ""
+
+    def error(self, message: str) -> RunStoppedError:
+        """The error that ends the run, for the signal that was received."""
+        return RunStoppedError(message, self.received if self.received is not None else signal.SIGTERM)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received is not None:
+            os._exit(130)
+        if self.received is None:
+            self.received = number
+
+
+class StopRequestedError(Exception):
+    """Unwinds what was going on when a signal was noticed; the loop saves a checkpoint and raises the other."""

@@ -1,0 +1,276 @@
+"""The training loop: epochs and what is due in them, resuming, stopping, evaluation at the end."""
+
+import itertools
+import time
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import torch
+
+from nerf_trainer.config import ReplaceableBase, choice, registry
+from nerf_trainer.errors import CheckpointError, ConfigError, DataError
+from nerf_trainer.evaluation.evaluator import EvaluatorBase
+from nerf_trainer.training.dead_start import MAX_RESTARTS
+from nerf_trainer.training.interruption import StopRequestedError, StopSignals
+from nerf_trainer.training.metrics_log import Row
+from nerf_trainer.training.session import Session, TrainingRun
+from nerf_trainer.training.split_evaluation import SplitEvaluation, was_tested
+from nerf_trainer.training.stats import FOREGROUND, OPACITY, Means, Statistics, blamed
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """How a loop ended."""
+
+    step: int
+    """Optimizer steps of the model as it is now."""
+    epoch: int
+    """Finished epochs."""
+    last_rows: dict[str, Row] = field(default_factory=dict)
+    """The newest line of each split."""
+
+
+class TrainingLoopBase(ReplaceableBase):
+    """Trains or evaluates a model."""
+
+    eval_only: bool = False
+    """Evaluate the newest checkpoint on the test views and end."""
+    max_epochs: int = 1000
+    """Epochs of a whole run, resumed parts included."""
+    test_when_finished: bool = False
+    """Evaluate on the test views after the last epoch."""
+
+    @abstractmethod
+    def run(self, run: TrainingRun) -> LoopResult:
+        """Do what the configuration says with what `run` holds.
+
+        Raises:
+            RunStoppedError: a signal asked to stop; a checkpoint was saved.
+            DivergenceError: losses or gradients were not finite for too long.
+        """
+
+    @property
+    def checkpoints_kept(self) -> int | None:
+        """How many checkpoints a run keeps; None for all."""
+        return 2
+
+    def is_complete(self, run: TrainingRun) -> bool:
+        """Whether a run that stands at its checkpoint has nothing left to do."""
+        return run.checkpoint is not None and not self.eval_only and run.checkpoint.state.epoch >= self.max_epochs
+
+
+@registry.register
+class ImplicitronTrainingLoop(TrainingLoopBase):
+    """Epochs of optimizer steps, with validation, tests and checkpoints at intervals."""
+
+    evaluator: EvaluatorBase = choice("ImplicitronEvaluator")
+    """Scores the test views."""
+    store_checkpoints: bool = True
+    """Save a checkpoint at the end of an epoch."""
+    store_checkpoints_purge: int = 1
+    """Keep this many checkpoints besides the newest (never fewer than two in all); 0 or less keeps all."""
+    checkpoint_interval: int = 0
+    """Also save a checkpoint whenever this many more steps are done; 0: only at the ends of epochs."""
+    checkpoint_seconds: float = 0.0
+    """Save at the end of an epoch only if the last checkpoint is at least this old; the last epoch always saves."""
+    test_interval: int = -1
+    """Evaluate on the test views after every so many epochs; 0 or less: never while training."""
+    validation_interval: int = 1
+    """Compute the losses on the validation views after every so many epochs; 0 or less: never."""
+    clip_grad: float = 0.0
+    """Largest norm of the gradient, all parameters together; larger ones are scaled down. 0: no limit."""
+    gradient_accumulation_steps: int = 1
+    """Batches that an optimizer step takes the mean gradient of."""
+    metric_print_interval: int = 5
+    """Steps whose metrics are averaged into one line of the log, and read back from the device together."""
+    detect_dead_start: bool = True
+    """Start anew with the next seed when the first 1,000 steps render nothing where something should be."""
+    visualize_interval: int = 1000
+    """Steps between previews of a view on the visdom server; 0 or less: never."""
+    visdom_env: str = ""
+    """Environment on the visdom server; empty: the name of the run's folder."""
+    visdom_port: int = 8097
+    """Port of the visdom server."""
+    visdom_server: str = "http://127.0.0.1"
+    """Address of the visdom server."""
+
+    def __post_init__(self) -> None:
+        for name in ("gradient_accumulation_steps", "metric_print_interval"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)}; expected at least 1")
+
+    @property
+    def checkpoints_kept(self) -> int | None:
+        """See the base class."""
+        return self.store_checkpoints_purge + 1 if self.store_checkpoints_purge > 0 else None
+
+    def is_complete(self, run: TrainingRun) -> bool:
+        """See the base class; a test that is due after the last epoch is left to do until it is in the log."""
+        if run.checkpoint is None or not super().is_complete(run):
+            return False
+        return not self.test_when_finished or was_tested(run, run.checkpoint.state.step)
+
+    def run(self, run: TrainingRun) -> LoopResult:
+        """See the base class."""
+        with StopSignals() as signals:
+            if self.eval_only:
+                return self._evaluate_only(run, signals)
+            return _Training(self, run, signals).finish()
+
+    def _evaluate_only(self, run: TrainingRun, signals: StopSignals) -> LoopResult:
+        if run.checkpoint is None:
+            raise CheckpointError(
+                f"eval_only: no checkpoint in {run.exp_dir}; expected one to evaluate; train first or change exp_dir"
+            )
+        state, runtime = run.checkpoint.state, run.runtime
+        stats = Statistics(runtime, None)
+        evaluation = SplitEvaluation(run, stats, self.evaluator, signals, with_val=False, with_test=True)
+        evaluation.need_test_views()
+        try:
+            evaluation.test(run.model.to(runtime.device), state.step, state.epoch - 1)
+        except StopRequestedError:
+            raise signals.error(f"stopped by {signals.name} while evaluating") from None
+        return LoopResult(state.step, state.epoch, evaluation.rows)
+
+
+class _Training:
+    """One training, from where the run stands to its last epoch.
+
+    Args:
+        loop: the options.
+        run: what the loop was given.
+        signals: what asks it to stop.
+    """
+
+    def __init__(self, loop: ImplicitronTrainingLoop, run: TrainingRun, signals: StopSignals) -> None:
+        train = run.loaders.train
+        if train is None or len(train) == 0:
+            raise DataError("the data source has no training frames; expected a train split, or eval_only=True")
+        self._loop = loop
+        self._run = run
+        self._signals = signals
+        self._train = train
+        self._n_steps = -(-len(train) // loop.gradient_accumulation_steps)
+        self._session = Session(run, train, loop.clip_grad)
+        self._stats = self._session.stats
+        self._evaluation = SplitEvaluation(
+            run,
+            self._stats,
+            loop.evaluator,
+            signals,
+            with_val=loop.validation_interval > 0,
+            with_test=loop.test_interval > 0 or loop.test_when_finished,
+        )
+        self._saved_at = time.monotonic()
+        self._last_train_row: Row = {}
+
+    def finish(self) -> LoopResult:
+        """Train until the last epoch is done, and test where that is asked for."""
+        loop, run, session = self._loop, self._run, self._session
+        run.status.write("running")
+        try:
+            with run.display.training(loop.max_epochs * self._n_steps):
+                while session.epoch < loop.max_epochs:
+                    self._epoch()
+            if loop.test_when_finished and not was_tested(run, session.step):
+                self._evaluation.test(session.model, session.step, session.epoch - 1)
+        except StopRequestedError:
+            self._stop()
+        self._notice(self._stats.draw(due_only=False))
+        train = {"train": self._last_train_row} if self._last_train_row else {}
+        return LoopResult(session.step, session.epoch, {**train, **self._evaluation.rows})
+
+    def _epoch(self) -> None:
+        """One epoch, or what is left of it, and what is due at its end."""
+        loop, session = self._loop, self._session
+        if not self._steps():
+            session.start_over()
+            return
+        epoch, last = session.epoch, session.epoch + 1 == loop.max_epochs
+        with self._stats.paused():
+            if _is_due(loop.validation_interval, epoch):
+                self._evaluation.validate(session.model, session.step, epoch)
+            if _is_due(loop.test_interval, epoch) and not (last and loop.test_when_finished):
+                self._evaluation.test(session.model, session.step, epoch)
+            session.epoch, session.step_in_epoch = epoch + 1, 0
+            if loop.store_checkpoints and (last or time.monotonic() - self._saved_at >= loop.checkpoint_seconds):
+                self._save()
+            self._notice(self._stats.draw())
+
+    def _steps(self) -> bool:
+        """The steps that are left of an epoch; false when the start is dead and training has to begin anew."""
+        loop, session = self._loop, self._session
+        session.model.train()
+        n = loop.gradient_accumulation_steps
+        batches = self._train.steps(session.epoch, session.step_in_epoch * n)
+        while group := list(itertools.islice(batches, n)):
+            session.take_step(group, self._n_steps)
+            if session.step % loop.metric_print_interval == 0 and self._report():
+                return False
+            if loop.visualize_interval > 0 and session.step % loop.visualize_interval == 0:
+                with self._stats.paused():
+                    self._evaluation.preview(session.model, session.step)
+            if self._stop_requested():
+                raise StopRequestedError
+            if loop.checkpoint_interval > 0 and session.step % loop.checkpoint_interval == 0:
+                with self._stats.paused():
+                    self._save()
+        return not (self._stats.n_unread > 0 and self._report())
+
+    def _report(self) -> bool:
+        """Read and show what was summed; true when the start is dead."""
+        run, session = self._run, self._session
+        row, means = self._stats.read(session.step, session.epoch, session.schedule.learning_rate)
+        self._last_train_row = row
+        run.display.update(row, run.runtime.peak_memory_bytes)
+        if run.preview is not None:
+            run.preview.row(row)
+        if means.n_skipped:
+            run.display.note(
+                f"{means.n_skipped} of {means.n_steps} steps up to step {session.step} were skipped: "
+                f"{blamed(means)} was not finite"
+            )
+        return self._loop.detect_dead_start and self._is_dead(means)
+
+    def _is_dead(self, means: Means) -> bool:
+        session = self._session
+        opacity, foreground = means.values[OPACITY], means.values.get(FOREGROUND)
+        if not session.dead_start.observe(session.step, means.n_steps, opacity, foreground):
+            return False
+        found = f"dead start: nothing is rendered (mean opacity {opacity:.1g}) up to step {session.step}"
+        if session.n_restarts >= MAX_RESTARTS:
+            session.dead_start.give_up()
+            self._run.display.note(f"{found}, in {MAX_RESTARTS + 1} starts; training goes on as it is")
+            return False
+        self._run.display.note(f"{found}; beginning anew with seed {session.seed + 1}")
+        return True
+
+    def _save(self) -> None:
+        self._session.save()
+        self._saved_at = time.monotonic()
+
+    def _notice(self, text: str | None) -> None:
+        if text:
+            self._run.display.note(text)
+
+    def _stop_requested(self) -> bool:
+        """Whether to stop after this step; several ranks agree on it, at steps where metrics are read."""
+        runtime = self._run.runtime
+        if runtime.world_size == 1:
+            return self._signals.received is not None
+        if self._session.step % self._loop.metric_print_interval:
+            return False
+        going_on = torch.tensor(self._signals.received is None, device=runtime.device)
+        return not bool(runtime.all_agree(going_on))
+
+    def _stop(self) -> NoReturn:
+        saved = self._session.save() if self._loop.store_checkpoints else None
+        self._notice(self._stats.draw(due_only=False))
+        kept = "a checkpoint is saved; the same command continues" if saved else "no checkpoint was saved"
+        raise self._signals.error(f"stopped by {self._signals.name} after step {self._session.step}; {kept}")
+
+
+def _is_due(interval: int, epoch: int) -> bool:
+    """Whether what happens every `interval` epochs (0 or less: never) happens at the end of `epoch`."""
+    return interval > 0 and epoch % interval == 0

@@ -1,0 +1,111 @@
+"""`metrics.jsonl`: every logged value of a run, one JSON object a line.
+
+A line has step (optimizer steps done), epoch, split (train, val or test), sec_per_step, rays_per_s, lr, and each metric
+by name. Values that are not finite are written as "inf", "-inf" and "nan", which JSON itself has no numbers for.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nerf_trainer.errors import StorageError
+
+FILE_NAME = "metrics.jsonl"
+
+Row = Mapping[str, Any]
+"""One line of the file."""
+
+
+def to_json_value(value: Any) -> Any:
+    """`value`, or its name where it is a float that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
+
+
+def from_json_value(value: Any) -> Any:
+    """The inverse of `to_json_value`."""
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The file's rows in order; nothing where there is no file. A line that is no JSON object (torn by a kill or a full
+    disk) is left out."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield {name: from_json_value(value) for name, value in row.items()}
+
+
+class MetricsLog:
+    """Appends rows.
+
+    Args:
+        folder: the run's folder; None writes nothing (ranks other than the first).
+        offset: bytes to keep: what was there when the checkpoint that the run resumes from was saved.
+    """
+
+    def __init__(self, folder: Path | None, offset: int = 0) -> None:
+        self.path = folder / FILE_NAME if folder is not None else None
+        self._failed = False
+        if self.path is not None:
+            self.rewind(offset)
+
+    def rewind(self, offset: int) -> None:
+        """Forget what was written after the first `offset` bytes.
+
+        Raises:
+            StorageError: the file can't be opened or cut.
+        """
+        if self.path is None:
+            return
+        try:
+            with open(self.path, "ab") as file:
+                file.truncate(min(offset, file.tell()))
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: can't be written ({error.strerror}); mend its permissions or set another exp_dir"
+            ) from error
+
+    def append(self, row: Row) -> str | None:
+        """Write one row.
+
+        Returns:
+            A notice when the disk refuses for the first time: training goes on without the log's newest lines.
+        """
+        if self.path is None:
+            return None
+        line = json.dumps({name: to_json_value(value) for name, value in row.items()}, allow_nan=False) + "\n"
+        try:
+            with open(self.path, "ab") as file:
+                end = file.tell()
+                try:
+                    file.write(line.encode())
+                    file.flush()
+                except OSError:
+                    file.truncate(end)
+                    raise
+        except OSError as error:
+            first, self._failed = not self._failed, True
+            return f"{self.path} could not be written ({error.strerror}); training goes on" if first else None
+        return None
+
+    def offset(self) -> int:
+        """Bytes written so far, all of them on the disk; a checkpoint saves it."""
+        if self.path is None:
+            return 0
+        try:
+            with open(self.path, "ab") as file:
+                os.fsync(file.fileno())
+                return file.tell()
+        except OSError:
+            return 0

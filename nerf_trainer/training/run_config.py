@@ -1,0 +1,129 @@
+"""The configuration that a run's folder keeps, and what may differ when the run is continued."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from nerf_trainer.config import prune
+from nerf_trainer.errors import CheckpointError, StorageError, keyed_line, shown
+
+FILE_NAME = "expconfig.yaml"
+"""The configuration as it was written, interpolations unresolved, without what was not chosen."""
+
+_FREE = re.compile(
+    r"(^|\.)(exp_dir|plugins|on_conflict|eval_only|max_epochs|test_when_finished|resume|resume_epoch|force_resume"
+    r"|detect_anomaly|test_interval|validation_interval|metric_print_interval|visualize_interval|visdom_\w+"
+    r"|store_checkpoints\w*|checkpoint_interval|checkpoint_seconds|evaluator_\w+|num_workers|chunk_size_grid|hydra"
+    r"|tqdm_trigger_threshold|lpips_\w+)(\.|$)"
+)
+"""Keys that change no step of a training: how long, how often something is said or saved, and how it is evaluated."""
+
+_MISSING = object()
+
+
+class OnConflict(Enum):
+    """What to do in a folder that holds checkpoints of another configuration."""
+
+    error = "error"
+    """End with the keys that differ."""
+    resume = "resume"
+    """Continue its checkpoints with the new configuration."""
+    new = "new"
+    """Use a folder beside it, with a number behind its name."""
+
+
+def to_text(cfg: DictConfig) -> str:
+    """What `expconfig.yaml` says of a configuration."""
+    return OmegaConf.to_yaml(prune(cfg), resolve=False)
+
+
+def digest(text: str) -> str:
+    """SHA-256 of what matters in a configuration: equal for configurations that continue one another."""
+    lines = [f"{key}={value!r}" for key, value in sorted(_leaves(_parse(text))) if not _FREE.search(key)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def save(folder: Path, text: str) -> None:
+    """Write `expconfig.yaml`, as a whole, where it says something else so far.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    path, part = folder / FILE_NAME, folder / f".expconfig-{os.getpid()}.tmp"
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise StorageError(
+            f"{path}: can't be written ({error.strerror}); free some space or set another exp_dir"
+        ) from error
+
+
+def differences(old: str, new: str) -> dict[str, tuple[Any, Any]]:
+    """Keys that matter and their values in both texts, where they differ; None where a text lacks the key."""
+    before, after = dict(_leaves(_parse(old))), dict(_leaves(_parse(new)))
+    keys = [key for key in {**before, **after} if not _FREE.search(key)]
+    pairs = {key: (before.get(key, _MISSING), after.get(key, _MISSING)) for key in keys}
+    differing = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    return {key: tuple(None if v is _MISSING else v for v in pair) for key, pair in differing.items()}  # type: ignore[misc]
+
+
+def settle_folder(folder: Path, text: str, on_conflict: OnConflict) -> Path:
+    """The folder that a run with this configuration should use, given that one of its name may be in use already.
+
+    Args:
+        folder: the folder that was asked for.
+        text: the configuration (see `to_text`).
+        on_conflict: what to do when the folder holds checkpoints of another configuration.
+
+    Raises:
+        CheckpointError: it does, and that is an error.
+    """
+    found = _conflict(folder, text)
+    if not found or on_conflict is OnConflict.resume:
+        return folder
+    if on_conflict is OnConflict.new:
+        number = 2
+        while _conflict(beside := folder.with_name(f"{folder.name}-{number}"), text):
+            number += 1
+        return beside
+    some = ", ".join(f"{key}: {shown(old)} -> {shown(new)}" for key, (old, new) in list(found.items())[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    raise CheckpointError(
+        keyed_line(
+            "exp_dir",
+            f"{folder} holds a run with other settings; use another exp_dir or on_conflict=new|resume ({some}{more})",
+        )
+    )
+
+
+def _conflict(folder: Path, text: str) -> dict[str, tuple[Any, Any]]:
+    """What differs from the run that `folder` holds; nothing where it holds no run."""
+    path = folder / FILE_NAME
+    if not path.exists() or not any((folder / "checkpoints").glob("step-*")):
+        return {}
+    return differences(path.read_text(encoding="utf-8"), text)
+
+
+def _parse(text: str) -> Mapping[str, Any]:
+    content = yaml.safe_load(text)
+    return content if isinstance(content, Mapping) else {}
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested mapping; a list is a value."""
+    if isinstance(value, Mapping) and (value or not key):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value

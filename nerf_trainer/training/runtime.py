@@ -1,0 +1,262 @@
+"""Where and how a run executes: device, precision, seeds, ranks, the run's folder and its state file.
+
+Devices, precision and distributed processes are Accelerate's; a process on its own needs no launcher.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import resource
+import socket
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nerf_trainer.errors import CheckpointError, ConfigError, StorageError
+from nerf_trainer.randomness import derive_seed
+
+
+class Precision(Enum):
+    """What a training step computes in; weights and optimizer states are float32 in all of them."""
+
+    fp32 = "fp32"
+    """float32 throughout; TensorFloat-32 off."""
+    tf32 = "tf32"
+    """float32, with matrix products and convolutions in TensorFloat-32 on GPUs that have it."""
+    bf16 = "bf16"
+    """Autocast to bfloat16."""
+    fp16 = "fp16"
+    """Autocast to float16, with scaled losses; CUDA only."""
+
+
+class Runtime:
+    """The device and the ranks of a run.
+
+    Args:
+        seed: the run's seed.
+        precision: of training steps and of evaluation.
+        deterministic: ask torch for deterministic algorithms; an operation without one is an error that names it.
+        detect_anomaly: let autograd name the operation that made a NaN; slow.
+
+    Raises:
+        ConfigError: fp16 without a CUDA device.
+    """
+
+    def __init__(
+        self,
+        seed: int = 42,
+        precision: Precision = Precision.fp32,
+        deterministic: bool = False,
+        detect_anomaly: bool = False,
+    ) -> None:
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if deterministic != torch.are_deterministic_algorithms_enabled():  # the call itself imports for seconds
+            torch.use_deterministic_algorithms(deterministic)
+        torch.autograd.set_detect_anomaly(detect_anomaly)
+        allow_tf32 = precision is Precision.tf32
+        torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+        torch.backends.cudnn.allow_tf32 = allow_tf32
+        self.seed = seed
+        self.precision = precision
+        self.accelerator = _accelerator(precision)
+        seed_everything(seed, self.rank)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        """This process among all, from 0."""
+        return self.accelerator.process_index
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train together."""
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes files and speaks."""
+        return self.accelerator.is_main_process
+
+    @property
+    def device_name(self) -> str:
+        """The device in a reader's words."""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)} ({self.device})"
+        return f"CPU ({torch.get_num_threads()} threads)"
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The context that a forward runs in."""
+        return self.accelerator.autocast()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """`model` as training steps call it: itself, or wrapped so that the ranks' gradients are averaged."""
+        if self.world_size == 1:
+            return model
+        # Frozen parts and branches that a batch doesn't reach get no gradient: found from each step's graph.
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+
+    def without_sync(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+        """A context in which a backward keeps its gradients to this rank; with `last`, one that does nothing."""
+        return contextlib.nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+    def backward(self, objective: Tensor) -> None:
+        """Gradients of a scalar; scaled where the precision needs it."""
+        self.accelerator.backward(objective)
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The scaler of fp16 losses."""
+        return self.accelerator.scaler
+
+    def all_agree(self, flag: Tensor) -> Tensor:
+        """True where `flag` is true on every rank; stays on the device."""
+        if self.world_size == 1:
+            return flag
+        agreed = flag.to(torch.int32)
+        torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
+        return agreed.bool()
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """`values` summed over the ranks."""
+        if self.world_size == 1:
+            return values
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    def gather_objects(self, items: list[Any]) -> list[Any]:
+        """The items of all ranks, in the order of the ranks."""
+        if self.world_size == 1:
+            return list(items)
+        parts: list[list[Any]] = [[] for _ in range(self.world_size)]
+        torch.distributed.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most memory used so far: on the GPU where there is one, else of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _accelerator(precision: Precision) -> Accelerator:
+    mixed = precision.value if precision in (Precision.bf16, Precision.fp16) else "no"
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if precision is Precision.fp16 and (use_cpu or not torch.cuda.is_available()):
+        raise ConfigError("precision: 'fp16' needs a CUDA device and there is none; use bf16 or fp32")
+    if AcceleratorState._shared_state:
+        # A sweep runs its jobs in one process, and each may choose another precision.
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=mixed, device_placement=False)
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed the global generators of Python, NumPy and torch.
+
+    Nothing in a forward of this package draws from them (see `randomness`); initial weights do, and plug-ins may.
+    """
+    derived = derive_seed(seed, rank, "global")
+    random.seed(derived)
+    np.random.seed(derived % 2**32)
+    torch.manual_seed(derived)
+
+
+def make_run_folder(path: str | Path) -> Path:
+    """The run's folder, made if need be, in which files can be written.
+
+    Raises:
+        StorageError: something else stands there, or the disk does not permit it.
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StorageError(
+            f"exp_dir: can't write in {str(folder)!r} ({reason}); expected a folder that may be made and written; "
+            "set exp_dir to one"
+        ) from error
+    return folder
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the run's folder for this process; the system lets go of it when the process ends, however that is.
+
+    Raises:
+        CheckpointError: another process has it.
+    """
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise CheckpointError(
+                f"exp_dir: {folder} is in use by {holder}; wait until it ends, stop it, or set another exp_dir"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+class StatusFile:
+    """`status.json` in a run's folder: what state the run is in, for schedulers and people who look from outside.
+
+    It holds state (running, done, stopped, failed), code (the exit code, null while running), step, last_checkpoint and
+    message, and is replaced as a whole.
+
+    Args:
+        folder: the run's folder; None writes nothing (ranks other than the first).
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = folder / "status.json" if folder is not None else None
+        self.step = 0
+        self.last_checkpoint: str | None = None
+
+    def write(self, state: str, code: int | None = None, message: str = "") -> None:
+        """Write the file. A full disk is no reason to end a training: it leaves the old file."""
+        if self._path is None:
+            return
+        content = {
+            "state": state,
+            "code": code,
+            "step": self.step,
+            "last_checkpoint": self.last_checkpoint,
+            "message": message,
+        }
+        part = self._path.with_name(f".status-{os.getpid()}.tmp")
+        try:
+            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            os.replace(part, self._path)
+        except OSError:
+            part.unlink(missing_ok=True)

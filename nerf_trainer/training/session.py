@@ -1,0 +1,204 @@
+"""A training under way: model, optimizer and position, how they advance, and how they are saved and restored."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from nerf_trainer.data.loaders import DataLoaderMap, FrameLoader
+from nerf_trainer.errors import StorageError
+from nerf_trainer.frames import FrameData
+from nerf_trainer.models.base import ImplicitronModelBase, Predictions
+from nerf_trainer.randomness import random_streams, seed_streams
+from nerf_trainer.schedules import scheduled_modules
+from nerf_trainer.training.checkpoint import Checkpoint, CheckpointState, CheckpointStore
+from nerf_trainer.training.dead_start import DeadStartDetector
+from nerf_trainer.training.metrics_log import Row
+from nerf_trainer.training.optimizer_factory import OptimizerFactoryBase, carry_over_
+from nerf_trainer.training.progress import Display
+from nerf_trainer.training.runtime import Runtime, StatusFile
+from nerf_trainer.training.stats import Statistics
+from nerf_trainer.training.step import TrainingStep
+
+_MAX_FAILED_SAVES = 3
+"""Checkpoints in a row that the disk may refuse before the run ends."""
+
+
+@runtime_checkable
+class Preview(Protocol):
+    """Shows a run as it goes on, on a server or in a window; must not slow it down."""
+
+    def row(self, row: Row) -> None:
+        """A line was logged."""
+        ...
+
+    def view(self, predictions: Predictions, split: str, step: int) -> None:
+        """A whole view was rendered."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training loop is given."""
+
+    runtime: Runtime
+    """Device, precision and ranks."""
+    exp_dir: Path
+    """The run's folder."""
+    model: ImplicitronModelBase
+    """The model, on the CPU, its weights loaded where there is a checkpoint."""
+    checkpoint: Checkpoint | None
+    """Where to go on from; None: from the start."""
+    new_model: Callable[[int], ImplicitronModelBase]
+    """A model on the CPU whose initial weights are drawn from the given seed."""
+    optimizer_factory: OptimizerFactoryBase
+    """Makes the optimizer of a model."""
+    loaders: DataLoaderMap
+    """The splits' batches; placed by the loop."""
+    store: CheckpointStore
+    """The run's checkpoints."""
+    status: StatusFile
+    """The run's state for those who look from outside."""
+    display: Display
+    """Where the user reads."""
+    config_sha256: str = ""
+    """Digest of the configuration, saved with checkpoints."""
+    preview: Preview | None = None
+    """A live view of the run."""
+
+
+class Session:
+    """Holds what training changes.
+
+    Args:
+        run: what the loop was given.
+        train: the training batches.
+        clip_grad: largest norm of the gradient; 0 for no limit.
+    """
+
+    def __init__(self, run: TrainingRun, train: FrameLoader, clip_grad: float = 0.0) -> None:
+        self.run = run
+        self._train = train
+        self._clip_grad = clip_grad
+        self._failed_saves = 0
+        self.last_save: Path | None = None
+        saved = run.checkpoint.state if run.checkpoint is not None else None
+        self.n_restarts = int(saved.extra.get("n_restarts", 0)) if saved is not None else 0
+        folder = run.exp_dir if run.runtime.is_main else None
+        offset = saved.metrics_offset if saved is not None else 0
+        self.stats = Statistics(run.runtime, folder, offset, run.model.log_vars)
+        self._begin(run.model, saved.seed if saved is not None else run.runtime.seed)
+        if run.checkpoint is not None:
+            self._restore(run.checkpoint)
+
+    def _begin(self, model: ImplicitronModelBase, seed: int) -> None:
+        """Take up `model` at step 0."""
+        runtime = self.run.runtime
+        self.seed = seed
+        self.model = model.to(runtime.device)
+        seed_streams(self.model, seed, runtime.rank)
+        self._train.place(runtime.device, seed, runtime.rank, runtime.world_size)
+        self.optimizer, self.schedule = self.run.optimizer_factory(self.model)
+        self.dead_start = DeadStartDetector()
+        self.step = self.epoch = self.step_in_epoch = 0
+        self._wrap()
+
+    def _wrap(self) -> None:
+        runtime = self.run.runtime
+        self._step = TrainingStep(runtime.wrap(self.model), self.optimizer, runtime, self._clip_grad)
+        self._scheduled = list(scheduled_modules(self.model))
+
+    def take_step(self, batches: Sequence[FrameData], n_steps: int) -> None:
+        """One optimizer step, schedules first.
+
+        Args:
+            batches: what the step accumulates gradients over.
+            n_steps: steps of an epoch.
+        """
+        self.schedule.set_epoch(self.epoch, self.step_in_epoch / n_steps)
+        changes = [module.advance(self.epoch, self.step) for module in self._scheduled]
+        replacements = [replacement for change in changes for replacement in change.replacements]
+        if replacements:
+            carry_over_(self.optimizer, replacements)
+            self._wrap()
+        self.stats.add(self._step(batches))
+        self.step += 1
+        self.step_in_epoch += 1
+        self.run.status.step = self.step
+
+    def start_over(self) -> None:
+        """Begin again with the next seed: weights, optimizer, random streams, batches and log are new."""
+        self.n_restarts += 1
+        if self.run.runtime.is_main:
+            self.run.store.abandon_after(-1)
+        self.run.runtime.barrier()
+        self.stats.start_over(0)
+        self._begin(self.run.new_model(self.seed + 1), self.seed + 1)
+        self.run.status.step, self.run.status.last_checkpoint = 0, None
+
+    def save(self) -> Path | None:
+        """Commit a checkpoint.
+
+        Returns:
+            Its path, or None when the disk refused; the run goes on and tries again at the next occasion.
+
+        Raises:
+            StorageError: the disk refused three times in a row.
+        """
+        run = self.run
+        try:
+            path = run.store.save(
+                self.model,
+                self.optimizer,
+                self._state(),
+                dict(random_streams(self.model)),
+                run.runtime.rank,
+                run.runtime.world_size,
+                run.runtime.barrier,
+                run.config_sha256,
+            )
+        except StorageError as error:
+            self._failed_saves += 1
+            if self._failed_saves >= _MAX_FAILED_SAVES:
+                raise
+            run.display.note(f"{error} (training goes on and tries again at the next checkpoint)")
+            return None
+        self._failed_saves = 0
+        self.last_save = path
+        run.status.last_checkpoint = str(path.relative_to(run.exp_dir))
+        run.status.write("running")
+        return path
+
+    def _state(self) -> CheckpointState:
+        scaler = self.run.runtime.scaler
+        extra: dict[str, Any] = {
+            "n_restarts": self.n_restarts,
+            "dead_start": self.dead_start.state(),
+            "statistics": self.stats.state(),
+        }
+        return CheckpointState(
+            step=self.step,
+            epoch=self.epoch,
+            step_in_epoch=self.step_in_epoch,
+            scheduler=self.schedule.state_dict(),
+            scaler=scaler.state_dict() if scaler is not None else None,
+            metrics_offset=self.stats.log.offset(),
+            seed=self.seed,
+            extra=extra,
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        runtime, state = self.run.runtime, checkpoint.state
+        if runtime.is_main:
+            self.run.store.abandon_after(state.step)
+        checkpoint.load_optimizer(self.model, self.optimizer)
+        checkpoint.load_streams(dict(random_streams(self.model)), runtime.rank, runtime.world_size)
+        self.schedule.load_state_dict(state.scheduler)
+        if runtime.scaler is not None and state.scaler is not None:
+            runtime.scaler.load_state_dict(state.scaler)
+        self.dead_start.restore(state.extra["dead_start"])
+        self.stats.restore(state.extra["statistics"])
+        self.step, self.epoch, self.step_in_epoch = state.step, state.epoch, state.step_in_epoch
+        self.last_save = checkpoint.path
+        self.run.status.step = state.step
+        self.run.status.last_checkpoint = str(checkpoint.path.relative_to(self.run.exp_dir))

@@ -1,0 +1,114 @@
+"""Curves of a run, drawn from the rows of its `metrics.jsonl` alone."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_MAX_ROWS = 2000
+_COLUMNS = 3
+_NOT_DRAWN = ("step", "epoch", "split", "sec_per_step")
+_FIRST = ("objective", "loss_rgb_psnr", "psnr_full_image", "lr", "rays_per_s")
+_COLORS = {"train": "#4878a8", "val": "#c8702a", "test": "#4a9050"}
+
+
+class History:
+    """The rows of a run, thinned evenly so that memory and drawing time stay bounded however long the run is.
+
+    Args:
+        max_rows: most rows kept of a split.
+    """
+
+    def __init__(self, max_rows: int = _MAX_ROWS) -> None:
+        self._max_rows = max_rows
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._strides: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add one row; one of every `stride` is kept, and the stride doubles whenever the rows are too many."""
+        split = str(row.get("split", "train"))
+        rows, seen = self._rows.setdefault(split, []), self._seen.get(split, 0)
+        stride = self._strides.setdefault(split, 1)
+        self._seen[split] = seen + 1
+        if seen % stride:
+            return
+        rows.append(dict(row))
+        if len(rows) > self._max_rows:
+            del rows[1::2]
+            self._strides[split] = 2 * stride
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that there are rows of."""
+        return tuple(self._rows)
+
+    def curve(self, split: str, name: str) -> tuple[list[float], list[float]]:
+        """Steps and values of one metric where it is a finite number."""
+        points = [(row["step"], row[name]) for row in self._rows.get(split, []) if _is_finite(row.get(name))]
+        return [step for step, _ in points], [value for _, value in points]
+
+    @property
+    def names(self) -> list[str]:
+        """Everything that can be drawn: the well-known first, then the rest by name."""
+        found = {name for rows in self._rows.values() for row in rows for name in row} - set(_NOT_DRAWN)
+        first = [name for name in _FIRST if name in found]
+        return first + sorted(found - set(first))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < float("inf")
+
+
+def draw_train_stats(history: History, folder: Path) -> tuple[Path, ...]:
+    """Draw each metric over the steps, a line a split, into `train_stats.pdf` and `train_stats.png`.
+
+    Each file is replaced as a whole. Nothing is drawn while there are no rows.
+
+    Raises:
+        OSError: a file can't be written.
+    """
+    # matplotlib takes half a second to import, and many runs never draw.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.figure import Figure
+
+    names = [name for name in history.names if any(history.curve(split, name)[0] for split in history.splits)]
+    if not names:
+        return ()
+    n_rows = -(-len(names) // _COLUMNS)
+    height = 2.6 * n_rows
+    figure = Figure(figsize=(4.2 * _COLUMNS, height))
+    figure.subplots_adjust(0.05, 0.5 / height, 0.99, 1 - 0.3 / height, wspace=0.2, hspace=0.42)
+    for i, name in enumerate(names):
+        _draw_panel(figure.add_subplot(n_rows, _COLUMNS, i + 1), history, name)
+    written = []
+    for suffix, canvas in (("pdf", FigureCanvasPdf), ("png", FigureCanvasAgg)):
+        path = folder / f"train_stats.{suffix}"
+        part = folder / f".train_stats-{os.getpid()}.{suffix}"
+        try:
+            canvas(figure).print_figure(part, format=suffix, dpi=110)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        written.append(path)
+    return tuple(written)
+
+
+def _draw_panel(axes: Any, history: History, name: str) -> None:
+    values: list[float] = []
+    for split in history.splits:
+        steps, curve = history.curve(split, name)
+        if not steps:
+            continue
+        values += curve
+        marker = "o" if len(steps) < 30 else None
+        axes.plot(steps, curve, label=split, color=_COLORS.get(split), linewidth=1.2, marker=marker, markersize=3)
+    is_loss = name == "objective" or (name.startswith("loss_") and "psnr" not in name)
+    if is_loss and min(values) > 0:
+        axes.set_yscale("log")
+    axes.set_title(name, fontsize=9)
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel("step", fontsize=7)
+    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.legend(fontsize=7, frameon=False)
