@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -176,14 +176,7 @@ class CheckpointStore:
             if rank == 0:
                 self._commit(partial, final, own, world_size, config_sha256)
 
-        failure: Exception | None = None
-        for phase in (begin, write, commit):
-            if failure is None:
-                try:
-                    phase()
-                except Exception as error:  # raised below, once no process waits for this one
-                    failure = error
-            barrier()
+        failure = _in_step((begin, write, commit), barrier)
         if failure is None and not (final / files.MANIFEST).is_file():
             failure = StorageError(f"{final}: the first process could not write the checkpoint; see its message")
         if failure is None:
@@ -308,6 +301,19 @@ class CheckpointStore:
             ) from error
         logger.info("moved %d checkpoints of more than %d steps into %s", len(newer), step, target)
         return target
+
+
+def _in_step(phases: Iterable[Callable[[], None]], barrier: Callable[[], None]) -> Exception | None:
+    """Run the phases with a barrier after each. One that fails ends the work here, but not the waiting for others."""
+    failure: Exception | None = None
+    for phase in phases:
+        if failure is None:
+            try:
+                phase()
+            except Exception as error:  # the caller raises it
+                failure = error
+        barrier()
+    return failure
 
 
 def _packed(model: nn.Module, optimizer: Optimizer | None, state: CheckpointState) -> dict[str, bytes]:

@@ -179,10 +179,10 @@ def read_manifest(directory: Path) -> Manifest:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise CheckpointError(f"{path}: no valid manifest; the file is damaged") from None
-    required = {STATE, MODEL, *map(random_file, range(manifest.world_size))}
-    for name in sorted(required - set(manifest.files)):
-        raise CheckpointError(f"{path}: lists no {name}; the checkpoint is incomplete")
-    for name in manifest.files:
+    for name in (STATE, MODEL, *(random_file(rank) for rank in range(min(manifest.world_size, len(files) + 1)))):
+        if name not in files:
+            raise CheckpointError(f"{path}: lists no {name}; the checkpoint is incomplete")
+    for name in files:
         if _MEMBER.fullmatch(name) is None:
             raise CheckpointError(f"{path}: lists {name!r}, which is no file of a checkpoint")
     return manifest

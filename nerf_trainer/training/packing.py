@@ -76,8 +76,14 @@ def unpack_model(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mappi
     """Puts packed weights into `model`, strictly; modules may resize themselves in their state-dict hooks.
 
     Raises:
-        CheckpointError: names or shapes differ; all are listed. The model may then be half loaded.
+        CheckpointError: names or shapes differ, all are listed (the model may then be half loaded), or an alias is one
+            of nothing.
     """
+    for alias, name in aliases.items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{alias} shall be the same as {name}, which is not stored; the checkpoint is damaged"
+            )
     full = {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}}
     try:
         model.load_state_dict(full, strict=True)
