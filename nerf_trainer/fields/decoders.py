@@ -44,8 +44,8 @@ class ElementwiseDecoder(DecoderFunctionBase):
     def __post_init__(self) -> None:
         if self.input_dim != self.output_dim:
             raise ConfigError(
-                f"ElementwiseDecoder: {self.input_dim} features for {self.output_dim} output channels; expected as many as"
-                " there are channels: set the grid's n_features, and n_harmonic_functions: 0 with append_input: false"
+                f"ElementwiseDecoder: {self.input_dim} features for {self.output_dim} output channels; expected as many"
+                " features as channels: set the grid's n_features, and n_harmonic_functions: 0 with append_input: false"
                 " for the harmonic embedders"
             )
 
@@ -73,7 +73,7 @@ class MLPDecoder(DecoderFunctionBase):
 
 @registry.register
 class SphericalHarmonicsDecoder(DecoderFunctionBase):
-    """Features are coefficients of real spherical harmonics of the view direction (Fridovich-Keil et al., Plenoxels, 2022).
+    """Features are coefficients of real spherical harmonics of the view direction (Fridovich-Keil et al. 2022).
 
     A channel's coefficients stand together: all of the first channel, then all of the second, and so on.
     """

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nerf_trainer.config import Factory, choice, nested, registry
@@ -13,6 +13,7 @@ from nerf_trainer.fields.decoders import DecoderFunctionBase
 from nerf_trainer.fields.scaffold import Scaffold
 from nerf_trainer.fields.voxel_grids import VoxelGridModule
 from nerf_trainer.networks.encodings import HarmonicEmbedding
+from nerf_trainer.ops.compositing import emission_absorption_weights, interval_widths
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.schedules import Change, ParameterReplacement, Scheduled
 
@@ -24,9 +25,9 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
     densities = decoder_density([density grid(x), encoding(x)])
     features = decoder_color([color grid(x), encoding(x), encoding(direction)])
 
-    Where the density grid is padded with zeros, its box holds all of the scene: samples outside are empty, and so are those
-    in cells that the scaffold found empty. On a CPU they cost nothing; elsewhere they are evaluated and masked, so that the
-    host need not know how many there are.
+    Where the density grid is padded with zeros, its box holds all of the scene: samples outside are empty, and so are
+    those in cells that the scaffold found empty. On a CPU they cost nothing; elsewhere they are evaluated and masked,
+    so that the host need not know how many there are.
     """
 
     harmonic_embedder_xyz_density: HarmonicEmbedding = nested()
@@ -57,9 +58,9 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
     """Take samples in empty cells for empty."""
     volume_cropping_epochs: tuple[int, ...] = ()
     """Epochs at whose start both grids are cropped to the smallest box around what is not empty."""
-    color_density_threshold: float | None = None
-    """On a CPU, leave the colour of samples whose density is not above this black and unevaluated. 0 changes nothing where
-    a ReLU follows without noise; null evaluates all."""
+    color_weight_threshold: float | None = None
+    """On a CPU, leave the colour of samples unevaluated whose weight in emission-absorption rendering, without density
+    noise, is not above this; 0 changes no picture, null evaluates all."""
     voxel_grid_density: VoxelGridModule = nested()
     """The density's grid."""
     voxel_grid_color: VoxelGridModule = nested()
@@ -86,7 +87,7 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
             )
         if self.scaffold_max_pool_kernel_size < 1 or self.scaffold_max_pool_kernel_size % 2 == 0:
             raise ConfigError(
-                f"scaffold_max_pool_kernel_size: {self.scaffold_max_pool_kernel_size}; expected an odd number, 1 or more"
+                f"scaffold_max_pool_kernel_size: {self.scaffold_max_pool_kernel_size}; expected an odd number from 1"
             )
         if len(self.scaffold_resolution) != 3 or min(self.scaffold_resolution) < 1:
             raise ConfigError(
@@ -119,9 +120,9 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         )
         densities = self.density(points)
         placed = _place(densities, rows, ray_bundle.lengths.numel())
-        if self.color_density_threshold is not None:
-            dense = (densities.detach()[:, 0] > self.color_density_threshold).nonzero()[:, 0]
-            rows, rays, points = rows.index_select(0, dense), rays.index_select(0, dense), points.index_select(0, dense)
+        if self.color_weight_threshold is not None:
+            seen = self._seen(placed, ray_bundle.lengths).index_select(0, rows).nonzero()[:, 0]
+            rows, rays, points = (t.index_select(0, seen) for t in (rows, rays, points))
         colors = self.color(points, directions, rays)
         return placed, _place(colors, rows, ray_bundle.lengths.numel())
 
@@ -144,6 +145,13 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         here.wait_stream(beside)
         colors.record_stream(here)
         return densities, colors
+
+    @torch.no_grad()
+    def _seen(self, densities: Float[Tensor, "M 1"], lengths: Float[Tensor, "*rays S"]) -> Bool[Tensor, "M"]:
+        """Which weights exceed the threshold; the last interval is open, so that no sample is taken for too little."""
+        tau = densities.view(lengths.shape).relu() * interval_widths(lengths, last=1e10)
+        weights, _ = emission_absorption_weights(tau)
+        return (weights > self.color_weight_threshold).flatten()
 
     def density(self, points: Float[Tensor, "M 3"]) -> Float[Tensor, "M 1"]:
         """Density before the raymarcher's activation at world points, whatever the scaffold says."""
@@ -182,7 +190,7 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         return self.scaffold.look_up(ray_bundle.origins, ray_bundle.directions, ray_bundle.lengths)
 
     def regularization(self) -> dict[str, Tensor]:
-        """`density_tv`: mean squared difference between neighbouring nodes of the density grid, summed over the axes."""
+        """`density_tv`: mean squared difference of neighbouring nodes of the density grid, summed over the axes."""
         return {"density_tv": self.voxel_grid_density.total_variation()}
 
     def advance(self, epoch: int, step: int) -> Change:

@@ -1,7 +1,8 @@
 """Voxel grids: values on the nodes of a box, and what happens to them as training goes on.
 
-A `VoxelGridBase` knows how values make a function; it holds none, so that the values can change shape. `VoxelGridModule`
-holds them, places them in the world, and grows or crops them without changing the function they stand for.
+A `VoxelGridBase` knows how values make a function; it holds none, so that the values can change shape.
+`VoxelGridModule` holds them, places them in the world, and grows or crops them without changing the function they
+stand for.
 """
 
 from abc import abstractmethod
@@ -32,7 +33,7 @@ def default_resolution_changes() -> dict[int, tuple[int, int, int]]:
 
 
 class VoxelGridBase(ReplaceableBase):
-    """A parameterisation of a function on [-1, 1]^3 by named tensors, whose shapes follow from a resolution (x, y, z)."""
+    """A function on [-1, 1]^3 given by named tensors, whose shapes follow from a resolution (x, y, z)."""
 
     align_corners: bool = True
     """-1 and 1 are the first and last nodes; otherwise the outer faces of the cells around them."""
@@ -71,7 +72,7 @@ class VoxelGridBase(ReplaceableBase):
 
     @abstractmethod
     def resample(self, value: Tensor, name: str, resolution: Sequence[int], box: Box) -> Tensor:
-        """The value `name` of the same function at another resolution over `box` (local). Linear and monotone in `value`."""
+        """The value `name` of the same function at another resolution over `box` (local); linear, and monotone."""
 
     @abstractmethod
     def total_variation(self, values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
@@ -175,7 +176,7 @@ class VoxelGridModule(Configurable, nn.Module):
         return self._resample(resolution, WHOLE)
 
     def crop(self, corners: Float[Tensor, "2 3"]) -> tuple[ParameterReplacement, ...]:
-        """Spend all nodes on a smaller box, given in world units and cut to the present one; the function within stays."""
+        """Spend all nodes on a smaller box (world units, cut to the present one); the function within stays."""
         lower, upper = self.to_local(corners.to(self.box_center)).clamp(-1.0, 1.0).tolist()
         if any(high - low < 1e-6 for low, high in zip(lower, upper)) or (tuple(lower), tuple(upper)) == WHOLE:
             return ()

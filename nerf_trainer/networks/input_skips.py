@@ -57,8 +57,8 @@ class MLPWithInputSkips(Configurable, nn.Module):
     def __post_init__(self) -> None:
         if self.n_layers < 1 or 0 in self.input_skips:
             raise ConfigError(
-                f"n_layers, input_skips: {self.n_layers}, {list(self.input_skips)}; expected at least one layer and no skip"
-                " to layer 0, which has the input"
+                f"n_layers, input_skips: {self.n_layers}, {list(self.input_skips)}; expected at least one layer, and no"
+                " skip to layer 0, which has the input"
             )
         self._skips = frozenset(skip for skip in self.input_skips if skip < self.n_layers)
         beside = 0 if self.skip_affine_trans else self.input_dim

@@ -1,9 +1,9 @@
 """Interpolation of dense grids.
 
 X, Y, Z: nodes along each axis; C: channels; M: points; V = X Y Z.
-A grid is stored channels last, (X, Y, Z, C): the channels of a node are neighbours in memory, so that a corner costs one
-cache line. Local coordinates span [-1, 1] along each axis. With `align_corners` -1 and 1 are the first and the last node;
-without, they are the outer faces of the cells around these nodes. Both, and the paddings, mean what they mean in
+A grid is stored channels last, (X, Y, Z, C): the channels of a node are neighbours in memory, so that a corner costs
+one cache line. Local coordinates span [-1, 1] along each axis. With `align_corners` -1 and 1 are the first and the last
+node; without, they are the outer faces of the cells around these nodes. Both, and the paddings, mean what they mean in
 `torch.nn.functional.grid_sample`, whose last axis is our first.
 """
 
@@ -29,8 +29,8 @@ def interpolate_grid(
 ) -> Float[Tensor, "M C"]:
     """Values of `grid` at points in local coordinates.
 
-    Trilinear interpolation on a CPU takes a path of its own, which uses all cores in both directions; the rest is torch's.
-    Differentiable in both arguments, once.
+    Trilinear interpolation on a CPU takes a path of its own, which uses all cores in both directions; the rest is
+    torch's. Differentiable in both arguments, once.
 
     Args:
         mode: "bilinear" is trilinear here; "nearest" takes the nearest node.
@@ -148,7 +148,7 @@ def resample_grid(
     lower: Sequence[float] = (-1.0, -1.0, -1.0),
     upper: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Float[Tensor, "X2 Y2 Z2 C"]:
-    """A grid of another resolution over the box from `lower` to `upper` (local coordinates of `grid`) of the same function.
+    """The same function on a grid of another resolution, over the box from `lower` to `upper` (local coordinates).
 
     Trilinear, the border continued; values stay within the range of the old ones. Exact for affine functions.
     """

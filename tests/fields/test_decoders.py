@@ -1,0 +1,103 @@
+"""Decoders: arithmetic, orthonormal harmonics, and widths that are told."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from nerf_trainer.config import Factory
+from nerf_trainer.errors import ConfigError
+from nerf_trainer.fields.decoders import (
+    ElementwiseDecoder,
+    MLPDecoder,
+    SphericalHarmonicsDecoder,
+    spherical_harmonics,
+)
+from nerf_trainer.networks.input_skips import Activation, MLPWithInputSkips
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        (Activation.IDENTITY, [-5.0, 1.0]),
+        (Activation.RELU, [0.0, 1.0]),
+        (Activation.SOFTPLUS, [math.log1p(math.exp(-5.0)), math.log1p(math.e)]),
+        (Activation.SIGMOID, [1 / (1 + math.exp(5.0)), 1 / (1 + math.exp(-1.0))]),
+    ],
+)
+def test_elementwise_decoder_scales_shifts_and_activates(operation: Activation, expected: list[float]) -> None:
+    decoder = ElementwiseDecoder(input_dim=1, output_dim=1, scale=2.0, shift=-3.0, operation=operation)
+    value = decoder(torch.tensor([[-1.0], [2.0]]), None)
+    torch.testing.assert_close(value[:, 0], torch.tensor(expected))
+
+
+def test_mlp_decoder_is_as_wide_as_it_is_told() -> None:
+    decoder = MLPDecoder(input_dim=7, output_dim=3, network=Factory.of(MLPWithInputSkips, output_dim=99, skip_dim=5))
+    assert decoder(torch.randn(4, 7), None).shape == (4, 3)
+
+
+def test_harmonics_are_orthonormal_over_the_sphere() -> None:
+    n = 200_000
+    directions = normalize(torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=-1)
+    basis = spherical_harmonics(directions, 2)
+    gram = basis.T @ basis * (4 * math.pi / n)
+    torch.testing.assert_close(gram, torch.eye(9, dtype=torch.float64), rtol=0.0, atol=0.02)
+
+
+def test_harmonics_along_the_axes() -> None:
+    basis = spherical_harmonics(torch.eye(3, dtype=torch.float64), 2)
+    linear = math.sqrt(3 / (4 * math.pi))
+    expected = torch.tensor([[0, 0, linear], [linear, 0, 0], [0, linear, 0]], dtype=torch.float64)
+    torch.testing.assert_close(basis[:, 1:4], expected)
+    torch.testing.assert_close(basis[:, 0], torch.full((3,), math.sqrt(1 / (4 * math.pi)), dtype=torch.float64))
+    torch.testing.assert_close(basis[2, 6].item(), math.sqrt(5 / (4 * math.pi)))  # 3 z^2 - 1 is 2 at the pole
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2])
+def test_spherical_harmonics_decoder_sums_each_channel_s_coefficients(degree: int) -> None:
+    k = (degree + 1) ** 2
+    decoder = SphericalHarmonicsDecoder(input_dim=2 * k, output_dim=2, degree=degree, operation=Activation.IDENTITY)
+    coefficients = torch.randn(5, 2, k)
+    directions = normalize(torch.randn(5, 3), dim=-1)
+    expected = (coefficients * spherical_harmonics(directions, degree)[:, None]).sum(-1)
+    torch.testing.assert_close(decoder(coefficients.flatten(1), directions), expected)
+    assert decoder.wants_directions == (degree > 0)
+
+
+def test_widths_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="12 coefficients"):
+        SphericalHarmonicsDecoder(input_dim=11, output_dim=3, degree=1)
+    with pytest.raises(ConfigError, match="degree: 3"):
+        SphericalHarmonicsDecoder(input_dim=48, output_dim=3, degree=3)
+    with pytest.raises(ConfigError, match="40 features for 1 output"):
+        ElementwiseDecoder(input_dim=40, output_dim=1)
+
+
+def network(**options: object) -> MLPWithInputSkips:
+    return MLPWithInputSkips(input_dim=6, final_dim=None, **options)
+
+
+def test_a_skip_brings_the_input_again() -> None:
+    net = network(n_layers=3, hidden_dim=8, output_dim=2, input_skips=(2,))
+    assert [layer.in_features for layer in net.layers] == [6, 8, 8 + 6]
+    x = torch.randn(4, 6)
+    first, second, third = net.layers
+    hidden = second(first(x).relu()).relu()
+    torch.testing.assert_close(net(x), third(torch.cat([hidden, x], dim=-1)).relu())
+
+
+def test_an_affine_skip_shifts_and_scales() -> None:
+    net = network(n_layers=2, hidden_dim=8, output_dim=2, input_skips=(1,), skip_affine_trans=True)
+    assert [layer.in_features for layer in net.layers] == [6, 8]
+    x = torch.randn(4, 6)
+    hidden = net.layers[0](x).relu()
+    shift, log_scale = net.affines["1"](x).chunk(2, dim=-1)
+    torch.testing.assert_close(net(x), net.layers[1]((hidden - shift) / log_scale.exp()).relu())
+
+
+def test_last_layer_options() -> None:
+    net = network(n_layers=1, output_dim=3, last_layer_bias_init=0.25, last_activation=Activation.IDENTITY)
+    torch.testing.assert_close(net(torch.zeros(1, 6)), torch.full((1, 3), 0.25))
+    with pytest.raises(ConfigError, match="no skip to layer 0"):
+        network(input_skips=(0,))
