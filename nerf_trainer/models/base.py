@@ -68,14 +68,12 @@ class Predictions:
 class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
     """A model: `self.training` is the one switch between training and evaluation."""
 
+    log_vars: tuple[str, ...] = ("objective",)
+    """Metrics that the training loop shows; those that this model can't produce are left out, with a notice."""
+
     @abstractmethod
     def forward(self, frames: FrameData) -> Predictions:
         """Render the batch's target views, whole in evaluation and drawn rays in training, and score them."""
-
-    @property
-    def log_vars(self) -> tuple[str, ...]:
-        """Names of the metrics that the training loop shows."""
-        return ("objective",)
 
     def check_loss_names(self) -> tuple[str, ...]:
         """Notices, one line each, about losses and logged names that this model can't produce."""

@@ -36,5 +36,5 @@ class OverfitModel(RayModel):
         return FieldInputs(cameras=frames.cameras)
 
     def passes(self) -> Sequence[ImplicitFunctionBase]:
-        fields = list(self._fields)
+        fields = [field for field in self._fields if isinstance(field, ImplicitFunctionBase)]
         return fields * 2 if self.share_implicit_function_across_passes else fields

@@ -81,7 +81,6 @@ class RayModel(ImplicitronModelBase):
     regularization_metrics: RegularizationMetricsBase = choice("RegularizationMetrics")
     """Losses that need no photograph."""
     log_vars: tuple[str, ...] = DEFAULT_LOG_VARS
-    """Metrics that the training loop shows; those that this model can't produce are left out, with a notice."""
     loss_weights: dict[str, float] = field(default_factory=default_loss_weights)
     """The objective: each loss by name with its weight."""
     mask_images: bool = True
@@ -114,7 +113,7 @@ class RayModel(ImplicitronModelBase):
         self._renderer = self.renderer(spec=spec)
         self._background_draws = RandomStream("background")
         self._wanted = {*self.log_vars, *(name for name, weight in self.loss_weights.items() if weight != 0)}
-        self.register_buffer("_bg_color", torch.tensor(self.bg_color), persistent=False)
+        self._bg_color = torch.nn.Buffer(torch.tensor(self.bg_color), persistent=False)
 
     def forward(self, frames: FrameData) -> Predictions:
         """Render the batch's target views: drawn rays while training, whole views in evaluation.

@@ -28,7 +28,7 @@ class HarmonicEmbedding(Configurable, torch.nn.Module):
             frequencies = 2.0 ** torch.arange(n, dtype=torch.float32)
         else:
             frequencies = torch.linspace(1.0, 2.0 ** max(n - 1, 0), n)
-        self.register_buffer("_frequencies", frequencies * self.omega_0, persistent=False)
+        self._frequencies = torch.nn.Buffer(frequencies * self.omega_0, persistent=False)
 
     def output_dim(self, input_dim: int = 3) -> int:
         """Width of the embedding of inputs with `input_dim` coordinates."""

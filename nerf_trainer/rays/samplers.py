@@ -184,7 +184,7 @@ class AdaptiveRaySampler(PinholeRaySampler):
         super().__post_init__()
         if self.scene_extent <= 0.0:
             raise ConfigError(f"scene_extent: {self.scene_extent}, expected a radius above 0, in world units")
-        self.register_buffer("_center", torch.tensor(self.scene_center), persistent=False)
+        self._center = torch.nn.Buffer(torch.tensor(self.scene_center), persistent=False)
 
     def bounds(
         self, cameras: Cameras, camera_index: Int[Tensor, "*rays"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Optional
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -55,8 +56,8 @@ class RendererOutput:
     """Named additions of a renderer (per sample or per ray), for its own losses."""
 
 
-class BaseRenderer(ReplaceableBase):
-    """Turns rays and the fields bound to them into a `RendererOutput`. Implementations are `torch.nn.Module`s too."""
+class BaseRenderer(ReplaceableBase, torch.nn.Module):
+    """Turns rays and the fields bound to them into a `RendererOutput`."""
 
     spec: RendererSpec = runtime()
 

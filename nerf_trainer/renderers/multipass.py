@@ -15,7 +15,7 @@ from nerf_trainer.renderers.raymarchers import RaymarcherBase
 
 
 @registry.register
-class MultiPassEmissionAbsorptionRenderer(BaseRenderer, torch.nn.Module):
+class MultiPassEmissionAbsorptionRenderer(BaseRenderer):
     """Renders one pass a field; each pass after the first places its samples by the weights of the one before."""
 
     raymarcher: RaymarcherBase = choice("EmissionAbsorptionRaymarcher")

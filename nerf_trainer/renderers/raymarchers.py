@@ -45,7 +45,7 @@ class AccumulativeRaymarcherBase(RaymarcherBase):
     """Multiply the rendered features with the opacity once more before they go over the background."""
 
     def __post_init__(self) -> None:
-        self.register_buffer("_background", torch.tensor(self.bg_color), persistent=False)
+        self._background = torch.nn.Buffer(torch.tensor(self.bg_color), persistent=False)
 
     @abstractmethod
     def weigh(self, tau: Float[Tensor, "*rays S"]) -> tuple[Float[Tensor, "*rays S"], Float[Tensor, "*rays"]]:
