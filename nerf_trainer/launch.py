@@ -118,8 +118,7 @@ def run_hydra(
         SystemExit: with the code of a UserError, after its one line on stderr. With ``NERF_TRAINER_DEBUG=1`` the
             error itself is raised. Errors that are not the user's are always raised.
     """
-    _make_config_path_absolute()
-    args = get_args_parser().parse_args()
+    args = _settle_arguments()
     command = _Command(name, summary, root, task, args.config_name or config_name, args)
     for folder in (Path.cwd(), *command.config_dirs):
         make_importable(folder)
@@ -198,19 +197,25 @@ class _ShippedRecipes(SearchPathPlugin):
         search_path.append(provider="nerf_trainer", path=f"file://{configs_folder()}")
 
 
-def _make_config_path_absolute() -> None:
-    """Make ``--config-path`` in ``sys.argv`` relative to the working directory, not to this module as Hydra would."""
-    given = get_args_parser().parse_args().config_path
-    if given is None or "://" in given:
-        return
-    folder = Path(given).absolute()
-    if not folder.is_dir() and folder.name == "configs":
-        folder = configs_folder()
-    for i, word in enumerate(sys.argv):
-        if i > 0 and word == given and sys.argv[i - 1] in ("--config-path", "-cp"):
-            sys.argv[i] = str(folder)
-        elif word == f"--config-path={given}":
-            sys.argv[i] = f"--config-path={folder}"
+def _settle_arguments() -> Namespace:
+    """Read ``sys.argv``, and rewrite it where Hydra would read it otherwise than it is meant.
+
+    Flags may stand between overrides, and ``--config-path`` is relative to the working directory, not to this module.
+    """
+    args = get_args_parser().parse_intermixed_args()
+    flags = sys.argv[:0:-1]
+    for override in reversed(args.overrides):
+        flags.remove(override)
+    sys.argv[1:] = [*reversed(flags), *args.overrides]
+    given = args.config_path
+    if given is not None and "://" not in given:
+        folder = Path(given).absolute()
+        if not folder.is_dir() and folder.name == "configs":
+            folder = configs_folder()
+        args.config_path = str(folder)
+        swapped = {given: str(folder), f"--config-path={given}": f"--config-path={folder}"}
+        sys.argv[1 : len(flags) + 1] = [swapped.get(word, word) for word in reversed(flags)]
+    return args
 
 
 def _store_default_config(root_class: type[Configurable] | None) -> None:

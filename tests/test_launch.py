@@ -117,6 +117,14 @@ def test_a_run_builds_what_the_command_line_says_and_writes_nothing(launch: Laun
     assert list(tmp_path.iterdir()) == []
 
 
+def test_flags_may_stand_between_overrides(launch: Launch) -> None:
+    jobs = launch("seed=3", "--multirun", "exp_dir=a,b", "--config-name", "default_config", "max_epochs=2")
+    assert [(made.exp_dir, made.seed, vars(made.training_loop)["max_epochs"]) for made, _ in jobs] == [
+        ("a", 3, 2),
+        ("b", 3, 2),
+    ]
+
+
 def test_own_yaml_on_a_recipe_by_either_flag(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "base.yaml").write_text(f"defaults: [default_config, _self_]\n{LOOP}: {{max_epochs: 5}}\n")
@@ -126,7 +134,7 @@ def test_own_yaml_on_a_recipe_by_either_flag(launch: Launch, tmp_path: Path) -> 
         assert made.seed == 3
         assert isinstance(made.training_loop, LaunchLoop)
         assert made.training_loop.max_epochs == 5
-    assert one(launch("--config-path=mine", "--config-name=top", "seed=4")).seed == 4
+    assert one(launch("seed=4", "--config-path=mine", "--config-name=top")).seed == 4
 
 
 def test_a_yaml_without_defaults_is_checked_and_writes_nothing(launch: Launch, tmp_path: Path) -> None:
