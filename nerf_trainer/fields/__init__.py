@@ -3,6 +3,6 @@
 What the room registers is imported here, so that it can be chosen by name once the room is in use.
 """
 
-from nerf_trainer.fields import nerf
+from nerf_trainer.fields import nerf, voxel
 
-__all__ = ["nerf"]
+__all__ = ["nerf", "voxel"]
