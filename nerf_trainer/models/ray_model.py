@@ -178,11 +178,12 @@ class RayModel(ImplicitronModelBase):
 
     def _rays(self, frames: FrameData) -> RayBundle:
         mode = self.sampling_mode_training if self.training else self.sampling_mode_evaluation
+        with_lengths = self._renderer.needs_lengths
         if mode is RenderSamplingMode.MASK_SAMPLE:
-            return self.raysampler.draw(frames.cameras, frames.pixels, frames.mask_crop)
+            return self.raysampler.draw(frames.cameras, frames.pixels, frames.mask_crop, with_lengths)
         height, width = frames.cameras.image_size_hw[0].tolist()
         size = (self.render_image_height or height, self.render_image_width or width)
-        return self.raysampler.grid(frames.cameras, size, self.training)
+        return self.raysampler.grid(frames.cameras, size, self.training, with_lengths)
 
     def _with_background(self, rays: RayBundle) -> RayBundle:
         if self.background is Background.RAYMARCHER:

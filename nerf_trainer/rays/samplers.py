@@ -33,7 +33,11 @@ class RaySamplerBase(ReplaceableBase, torch.nn.Module):
 
     @abstractmethod
     def draw(
-        self, cameras: Cameras, pixels: PixelStore | None = None, mask: Float[Tensor, "B 1 H W"] | None = None
+        self,
+        cameras: Cameras,
+        pixels: PixelStore | None = None,
+        mask: Float[Tensor, "B 1 H W"] | None = None,
+        with_lengths: bool = True,
     ) -> RayBundle:
         """Rays through pixels drawn at random, for training.
 
@@ -41,11 +45,14 @@ class RaySamplerBase(ReplaceableBase, torch.nn.Module):
             cameras: the batch's views.
             pixels: the scene's pixels, where they are resident: the draw is then across all of them.
             mask: relative probability of each pixel; None is uniform.
+            with_lengths: place samples along the rays; without, the rays have only their bounds.
         """
 
     @abstractmethod
-    def grid(self, cameras: Cameras, grid_hw: tuple[int, int], training: bool = False) -> RayBundle:
-        """Rays (B, H, W) through `grid_hw` evenly spread pixels of every view."""
+    def grid(
+        self, cameras: Cameras, grid_hw: tuple[int, int], training: bool = False, with_lengths: bool = True
+    ) -> RayBundle:
+        """Rays (B, H, W) through `grid_hw` evenly spread pixels of every view, with samples along them or without."""
 
     @property
     def scene_radius(self) -> float | None:
@@ -103,14 +110,19 @@ class PinholeRaySampler(RaySamplerBase, Scheduled):
         return Change(recapture=changed)
 
     def draw(
-        self, cameras: Cameras, pixels: PixelStore | None = None, mask: Float[Tensor, "B 1 H W"] | None = None
+        self,
+        cameras: Cameras,
+        pixels: PixelStore | None = None,
+        mask: Float[Tensor, "B 1 H W"] | None = None,
+        with_lengths: bool = True,
     ) -> RayBundle:
         generator = self._pixel_draws.on(cameras.device)
         total = self.n_rays_total_training
         if pixels is not None:
             n = total or (self.n_rays_per_image_sampled_from_mask or 0)
             camera_index, xy = pixels.draw(n, generator, self._center_fraction)
-            return self._place(self._through(cameras, camera_index[None], xy[None]), training=True)
+            rays = self._through(cameras, camera_index[None], xy[None])
+            return self._place(rays, training=True) if with_lengths else rays
         batch, (height, width) = len(cameras), self._common_size(cameras, mask)
         weights = torch.ones(batch, height, width, device=cameras.device) if mask is None else mask[:, 0].float()
         if self._center_fraction < 1.0:
@@ -121,12 +133,16 @@ class PinholeRaySampler(RaySamplerBase, Scheduled):
         camera_index = first + index // (height * width)
         within = index % (height * width)
         xy = torch.stack([within % width, within // width], dim=-1) + 0.5
-        return self._place(self._through(cameras, camera_index, xy), training=True)
+        rays = self._through(cameras, camera_index, xy)
+        return self._place(rays, training=True) if with_lengths else rays
 
-    def grid(self, cameras: Cameras, grid_hw: tuple[int, int], training: bool = False) -> RayBundle:
+    def grid(
+        self, cameras: Cameras, grid_hw: tuple[int, int], training: bool = False, with_lengths: bool = True
+    ) -> RayBundle:
         xy = full_grid(cameras, grid_hw)
         index = torch.arange(len(cameras), device=cameras.device)[:, None, None].expand(xy.shape[:-1])
-        return self._place(self._through(cameras, index, xy), training)
+        rays = self._through(cameras, index, xy)
+        return self._place(rays, training) if with_lengths else rays
 
     def _common_size(self, cameras: Cameras, mask: Tensor | None) -> tuple[int, int]:
         if mask is not None:
