@@ -288,13 +288,14 @@ def apply_shorthands(cfg: DictConfig, overrides: Sequence[str], shorthands: Mapp
     """Move the values of top-level shorthands to the keys they stand for; `cfg` is changed in place.
 
     A shorthand wins over the long spelling, unless only the long one is on the command line.
+    Where the root has no such component, the key is the root's own and stays.
 
     Raises:
         ConfigError: the command line has both with different values, or the chosen component has no such key.
     """
     typed = {o.key_or_group: o for o in _parsed(overrides) if not o.is_delete()}
     for short, component in shorthands.items():
-        if short not in cfg:
+        if short not in cfg or f"{component}_class_type" not in cfg:
             continue
         node = cfg._get_node(short)
         given = None if node is None else node._value()
