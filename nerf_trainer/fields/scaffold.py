@@ -38,6 +38,7 @@ class Scaffold(nn.Module):
         self.corners.copy_(corners)
         self.cells = self._framed(torch.ones(1, 1, 1, dtype=torch.bool, device=self.cells.device))
 
+    @torch.no_grad()
     def look_up(
         self,
         origins: Float[Tensor, "*rays 3"],
@@ -51,7 +52,7 @@ class Scaffold(nn.Module):
         for axis in range(3):
             scale = (n[axis] - 2) / size[axis]
             start = (origins[..., axis, None] - self.corners[0, axis]) * scale + 1.0
-            u = torch.addcmul(start, lengths, directions[..., axis, None] * scale)
+            u = (lengths * (directions[..., axis, None] * scale)).add_(start)
             cell = u.clamp_(0.0, n[axis] - 0.5).int()
             flat = cell if flat is None else flat.mul_(n[axis]).add_(cell)
         assert flat is not None
