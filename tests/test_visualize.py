@@ -1,0 +1,259 @@
+"""Videos of a small trained run, by the command as users type it."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import imageio.v2 as imageio
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from nerf_trainer import visualize
+from nerf_trainer.config import build, schema
+from nerf_trainer.experiment import Experiment
+from nerf_trainer.training.runtime import Precision
+from nerf_trainer.visualize import SavedRun, VisualizeConfig
+from tests.data.conftest import BlenderScene
+
+SMALL = {"n_layers_xyz": 2, "append_xyz": [], "n_hidden_neurons_xyz": 8, "n_hidden_neurons_dir": 8}
+KINDS = ("images_render", "masks_render", "depths_render", "disparities_render")
+
+Command = Callable[..., int]
+
+
+def train(folder: Path, scene: Path, **top: object) -> Path:
+    """A run of two epochs of two steps."""
+    source = {
+        "dataset_map_provider_class_type": "BlenderDatasetMapProvider",
+        "dataset_map_provider_BlenderDatasetMapProvider_args": {"base_dir": str(scene), "object_name": "points"},
+        "data_loader_map_provider_class_type": "ResidentDataLoaderMapProvider",
+        "data_loader_map_provider_ResidentDataLoaderMapProvider_args": {"dataset_length_train": 2},
+    }
+    model = {
+        "implicit_function_class_type": "NeuralRadianceFieldImplicitFunction",
+        "implicit_function_NeuralRadianceFieldImplicitFunction_args": SMALL,
+        "raysampler_class_type": "NearFarRaySampler",
+        "raysampler_NearFarRaySampler_args": {
+            "min_depth": 1.0,
+            "max_depth": 5.0,
+            "n_rays_total_training": 16,
+            "n_pts_per_ray_training": 4,
+            "n_pts_per_ray_evaluation": 4,
+        },
+        "render_image_height": 5,
+        "render_image_width": 7,
+    }
+    content = {
+        "exp_dir": str(folder),
+        "max_epochs": None,
+        "data_source_ImplicitronDataSource_args": source,
+        "model_factory_ImplicitronModelFactory_args": {
+            "model_class_type": "OverfitModel",
+            "model_OverfitModel_args": model,
+        },
+        "training_loop_ImplicitronTrainingLoop_args": {"max_epochs": 2, "validation_interval": 0},
+        **top,
+    }
+    config = OmegaConf.merge(OmegaConf.structured(schema(Experiment)), content)
+    build(Experiment, config).run(config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    BlenderScene(root / "scene").add("train", 6).add("test", 4, first_azimuth=0.3)
+    return train(root / "run", root / "scene")
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """Runs `nerf_visualizer` with these words in an empty working directory; answers its exit code."""
+    handlers, level = list(logging.root.handlers), logging.root.level
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("NERF_TRAINER_DEBUG", raising=False)
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["nerf_visualizer", *words])
+        try:
+            visualize.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    yield run
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+def frames_of(path: Path) -> list[tuple[int, ...]]:
+    with imageio.get_reader(path) as reader:
+        return [frame.shape for frame in reader]
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    """Everything in a run's folder but the videos."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "video" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_the_readme_command(trained: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    before = held(trained)
+    words = ("n_eval_cameras=9", "render_size=[8,10]", "video_size=[32,40]", "visdom_show_preds=True", "visdom_port=1")
+    assert command(f"exp_dir={trained}", *words) == 0
+    videos = [trained / "video" / f"video_one_sequence_{kind}.mp4" for kind in KINDS]
+    sheet = trained / "video" / "video_one_sequence_sheet.png"
+    for video in videos:
+        assert frames_of(video) == [(32, 40, 3)] * 9
+    with Image.open(sheet) as image:
+        assert image.size == (8 * 10 + 9 * 4, 4 * 8 + 5 * 4)
+    assert sorted(trained.glob("video/*")) == sorted([*videos, sheet])
+    assert held(trained) == before
+    said = capsys.readouterr().out
+    assert all(str(path) in said for path in (*videos, sheet))
+    assert "9 views of 8x10" in said and "frames/s" in said and "step 4" in said
+    assert said.count("note: visdom") == 1
+
+
+@pytest.mark.parametrize("kind", ["figure_eight", "trefoil_knot", "figure_eight_knot", "spiral"])
+def test_every_path_into_another_folder(trained: Path, command: Command, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "a" / "b"
+    words = (f"output_directory={out}", f"trajectory_type={kind}", "n_eval_cameras=2", "gif=True", "up=[0,0,1]")
+    assert command(f"exp_dir={trained}", *words, "split=test", "restrict_sequence_name=one_sequence") == 0
+    # without a render_size, the size of the photographs; the run's own render_image_height is for its evaluation
+    assert frames_of(out / "video_one_sequence_images_render.mp4") == [(24, 32, 3)] * 2
+    assert len(list(out.glob("*.gif"))) == 4
+
+
+def test_which_epoch(trained: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (f"exp_dir={trained}", f"output_directory={tmp_path}", "n_eval_cameras=1", "render_size=[4,4]")
+    assert command(*words, "resume_epoch=0") == 0
+    assert "at step 2 " in capsys.readouterr().out
+    assert command(*words, "resume_epoch=7") == 4
+    assert command(*words) == 0
+    assert "at step 4 " in capsys.readouterr().out
+
+
+def test_a_run_that_began_with_resume_false(trained: Path, tmp_path: Path) -> None:
+    """What a run's own configuration says of resuming is about training."""
+    args = OmegaConf.load(trained / "expconfig.yaml").data_source_ImplicitronDataSource_args
+    scene = args.dataset_map_provider_BlenderDatasetMapProvider_args.base_dir
+    folder = train(tmp_path / "run", scene, model_factory_ImplicitronModelFactory_args={
+        **OmegaConf.to_container(OmegaConf.load(trained / "expconfig.yaml").model_factory_ImplicitronModelFactory_args),
+        "resume": False,
+    })  # fmt: skip
+    saved = SavedRun(folder)
+    model, step = saved.model()
+    assert step == 4
+    again, _ = SavedRun(folder).model()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"),
+    [
+        ("exp_dir=nowhere", 4, "no such folder"),
+        ("exp_dir=.", 4, "no expconfig.yaml"),
+        ("restrict_sequence_name=two_sequence", 2, "did you mean 'one_sequence'?"),
+        ("split=val", 3, "expected one of train, test"),
+        ("split=trian", 2, "did you mean 'train'?"),
+        ("n_eval_cameras=0", 2, "n_eval_cameras"),
+        ("fps=-1", 2, "fps"),
+        ("render_size=[0,4]", 2, "render_size"),
+        ("video_size=[4]", 2, "video_size"),
+        ("up=[0,0,0]", 2, "up"),
+        ("trajectory_type=figure_nine", 2, "trajectory_type"),
+        ("n_eval_camera=3", 2, "did you mean 'n_eval_cameras'?"),
+        ("visdom_server=ftp://host visdom_show_preds=True", 2, "visdom_server"),
+        ("output_directory=/proc/nowhere", 6, "output_directory"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    trained: Path, command: Command, capsys: pytest.CaptureFixture[str], word: str, code: int, said: str
+) -> None:
+    words = ["n_eval_cameras=1", "render_size=[4,4]"] + ([] if "exp_dir" in word else [f"exp_dir={trained}"])
+    assert command(*words, *word.split()) == code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and said in line
+
+
+def test_exp_dir_must_be_given(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command() == 2
+    assert "exp_dir" in capsys.readouterr().err
+
+
+def test_no_checkpoint_is_no_random_picture(
+    trained: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "expconfig.yaml").write_bytes((trained / "expconfig.yaml").read_bytes())
+    assert command(f"exp_dir={tmp_path}") == 4
+    assert "no checkpoint" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["expconfig.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "expconfig.yaml"),
+        ("- a", "expconfig.yaml"),
+        ("seed: 1", "data_source_class_type"),
+        ("data_source_class_type: MySource\nplugins: [my_source]", "plugins=['my_source']"),
+        ("data_source_class_type: ImplicitronDataSource", "dataset_map_provider_class_type"),
+    ],
+)
+def test_a_configuration_that_says_nothing(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    (tmp_path / "expconfig.yaml").write_text(text)
+    assert command(f"exp_dir={tmp_path}") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
+def test_interpolations_of_the_saved_configuration_resolve(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the part that is built, into another part, and from the environment."""
+    config = OmegaConf.load(trained / "expconfig.yaml")
+    args = config.data_source_ImplicitronDataSource_args.dataset_map_provider_BlenderDatasetMapProvider_args
+    monkeypatch.setenv("POINTS_SCENE", args.base_dir)
+    args.base_dir = "${oc.env:POINTS_SCENE}"
+    args.testskip = "${training_loop_ImplicitronTrainingLoop_args.max_epochs}"
+    OmegaConf.save(config, tmp_path / "expconfig.yaml")
+    dataset = SavedRun(tmp_path).dataset("test")
+    assert len(dataset) == 4 // 2
+
+
+def test_a_signal_leaves_nothing_behind(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, calls = visualize.VideoWriter.append, []
+
+    def stopped(self, frame):
+        append(self, frame)
+        calls.append(self)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(visualize.VideoWriter, "append", stopped)
+    settings = VisualizeConfig(exp_dir=str(trained), output_directory=str(tmp_path), render_size=(4, 4))
+    with pytest.raises(visualize.RunStoppedError) as caught:
+        settings.run()
+    assert caught.value.exit_code == 143
+    assert len(calls) == 8
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_in_half_precision_is_rendered_in_full_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = SimpleNamespace(precision=Precision.fp16)
+    chosen = lambda **given: VisualizeConfig(exp_dir="run", **given)._precision(saved)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert chosen() is Precision.fp32
+    assert chosen(precision=Precision.bf16) is Precision.bf16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert chosen() is Precision.fp16
