@@ -25,8 +25,8 @@ class Scaffold(nn.Module):
     def __init__(self, corners: Float[Tensor, "2 3"], outside: bool) -> None:
         super().__init__()
         self.outside = outside
-        self.register_buffer("corners", corners.clone())
-        self.register_buffer("cells", self._framed(torch.ones(1, 1, 1, dtype=torch.bool)))
+        self.corners = nn.Buffer(corners.clone())
+        self.cells = nn.Buffer(self._framed(torch.ones(1, 1, 1, dtype=torch.bool)))
 
     @property
     def occupied(self) -> Bool[Tensor, "X Y Z"]:
@@ -36,7 +36,7 @@ class Scaffold(nn.Module):
     def reset(self, corners: Float[Tensor, "2 3"]) -> None:
         """One occupied cell again, in another box."""
         self.corners.copy_(corners)
-        self.cells = self._framed(torch.ones(1, 1, 1, dtype=torch.bool, device=self.cells.device))
+        self.cells = nn.Buffer(self._framed(torch.ones(1, 1, 1, dtype=torch.bool, device=self.cells.device)))
 
     @torch.no_grad()
     def look_up(
@@ -82,7 +82,7 @@ class Scaffold(nn.Module):
         planes = [density(part.reshape(-1, 3)).reshape(part.shape[:3]) for part in centres.split(step)]
         highest = max_pool3d(torch.cat(planes)[None, None], pool, stride=1, padding=pool // 2)[0, 0]
         self.corners.copy_(corners)
-        self.cells = self._framed(highest > threshold)
+        self.cells = nn.Buffer(self._framed(highest > threshold))
 
     def occupied_corners(self) -> Float[Tensor, "2 3"] | None:
         """The smallest box around the occupied cells, world units; None where all are empty. Reads back to the host."""
@@ -95,11 +95,22 @@ class Scaffold(nn.Module):
     def _framed(self, occupied: Bool[Tensor, "X Y Z"]) -> Bool[Tensor, "X2 Y2 Z2"]:
         return pad(occupied, (1,) * 6, value=self.outside)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         saved = state_dict.get(f"{prefix}cells")
         if isinstance(saved, Tensor) and saved.shape != self.cells.shape:
-            self.cells = torch.empty(saved.shape, dtype=torch.bool, device=self.cells.device)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+            self.cells = nn.Buffer(torch.empty(saved.shape, dtype=torch.bool, device=self.cells.device))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 def _take(cells: Bool[Tensor, "X Y Z"], flat: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:

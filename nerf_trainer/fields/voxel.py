@@ -76,7 +76,7 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         self._needs_directions = direction_dim > 0 or self._decoder_color.wants_directions
         bounded = self.voxel_grid_density.voxel_grid.padding == "zeros"
         self.scaffold = Scaffold(self.voxel_grid_density.corners, outside=not bounded)
-        self.register_buffer("epochs_seen", torch.tensor(-1))
+        self.epochs_seen = torch.nn.Buffer(torch.tensor(-1))
         self._epochs_seen = -1
 
     def _check(self) -> None:
@@ -121,7 +121,7 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         densities = self.density(points)
         placed = _place(densities, rows, ray_bundle.lengths.numel())
         if self.color_weight_threshold is not None:
-            seen = self._seen(placed, ray_bundle.lengths).index_select(0, rows).nonzero()[:, 0]
+            seen = _seen(placed, ray_bundle.lengths, self.color_weight_threshold).index_select(0, rows).nonzero()[:, 0]
             rows, rays, points = (t.index_select(0, seen) for t in (rows, rays, points))
         colors = self.color(points, directions, rays)
         return placed, _place(colors, rows, ray_bundle.lengths.numel())
@@ -145,13 +145,6 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         here.wait_stream(beside)
         colors.record_stream(here)
         return densities, colors
-
-    @torch.no_grad()
-    def _seen(self, densities: Float[Tensor, "M 1"], lengths: Float[Tensor, "*rays S"]) -> Bool[Tensor, "M"]:
-        """Which weights exceed the threshold; the last interval is open, so that no sample is taken for too little."""
-        tau = densities.view(lengths.shape).relu() * interval_widths(lengths, last=1e10)
-        weights, _ = emission_absorption_weights(tau)
-        return (weights > self.color_weight_threshold).flatten()
 
     def density(self, points: Float[Tensor, "M 3"]) -> Float[Tensor, "M 1"]:
         """Density before the raymarcher's activation at world points, whatever the scaffold says."""
@@ -240,11 +233,30 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         self.scaffold.reset(self.voxel_grid_density.corners)
         return replacements
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         self._epochs_seen = int(self.epochs_seen.item())
 
 
 def _place(values: Float[Tensor, "K C"], rows: Int[Tensor, "K"], n: int) -> Float[Tensor, "n C"]:
     """`values` at `rows` of n, zeros elsewhere."""
     return values.new_zeros(n, values.shape[1]).index_copy(0, rows.long(), values)
+
+
+@torch.no_grad()
+def _seen(densities: Float[Tensor, "M 1"], lengths: Float[Tensor, "*rays S"], threshold: float) -> Bool[Tensor, "M"]:
+    """Which weights exceed the threshold; the last interval is open, so that no sample is taken for too little."""
+    tau = densities.view(lengths.shape).relu() * interval_widths(lengths, last=1e10)
+    weights, _ = emission_absorption_weights(tau)
+    return (weights > threshold).flatten()

@@ -130,8 +130,8 @@ class VoxelGridModule(Configurable, nn.Module):
                 f"extents, translation: {list(self.extents)}, {list(self.translation)}; expected three positive lengths"
                 " and three coordinates"
             )
-        self.register_buffer("box_center", torch.tensor(self.translation, dtype=torch.float32))
-        self.register_buffer("box_extents", torch.tensor(self.extents, dtype=torch.float32))
+        self.box_center = nn.Buffer(torch.tensor(self.translation, dtype=torch.float32))
+        self.box_extents = nn.Buffer(torch.tensor(self.extents, dtype=torch.float32))
         self._values = nn.Module()
         for name, shape in self.voxel_grid.shapes(self.voxel_grid.resolution_at(0)).items():
             value = torch.empty(shape).normal_(self.init_mean, self.init_std)
@@ -205,7 +205,16 @@ class VoxelGridModule(Configurable, nn.Module):
         else:
             self._values.register_buffer(name, value)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         """Take the saved resolution before the values are copied."""
         saved = {name: state_dict.get(f"{prefix}_values.{name}") for name in self.values}
         shapes = {name: tuple(value.shape) for name, value in saved.items() if isinstance(value, Tensor)}
@@ -219,7 +228,9 @@ class VoxelGridModule(Configurable, nn.Module):
                 value = self.values[name]
                 if value.shape != shape:
                     value.data = value.data.new_empty(shape)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def _shapes_like(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         return self.voxel_grid.shapes(self.voxel_grid.resolution_of(shapes))

@@ -65,9 +65,8 @@ class MLPWithInputSkips(Configurable, nn.Module):
         out = self.output_dim if self.final_dim is None else self.final_dim
         linear = xavier_linear if self.use_xavier_init else nn.Linear
         widths = [self.input_dim, *[self.hidden_dim] * (self.n_layers - 1), out]
-        self.layers = nn.ModuleList(
-            linear(widths[i] + (beside if i in self._skips else 0), widths[i + 1]) for i in range(self.n_layers)
-        )
+        layers = [linear(widths[i] + (beside if i in self._skips else 0), widths[i + 1]) for i in range(self.n_layers)]
+        self.layers = nn.ModuleList(layers)
         self.affines = nn.ModuleDict()
         if self.skip_affine_trans:
             for i in sorted(self._skips):
@@ -76,7 +75,7 @@ class MLPWithInputSkips(Configurable, nn.Module):
                     linear(self.input_dim, hidden), nn.LeakyReLU(0.2), linear(hidden, hidden)
                 )
         if self.last_layer_bias_init is not None:
-            nn.init.constant_(self.layers[-1].bias, self.last_layer_bias_init)
+            nn.init.constant_(layers[-1].bias, self.last_layer_bias_init)
 
     @property
     def width(self) -> int:

@@ -108,9 +108,11 @@ class _GatherCorners(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, None, Tensor | None]:
         grid, first, weights = ctx.saved_tensors
-        upstream = upstream.contiguous()
+        upstream = grad_outputs[0].contiguous()
         grid_gradient = weight_gradient = None
         if ctx.needs_input_grad[0]:
             grid_gradient = _spread(grid, first, weights, upstream)
@@ -154,7 +156,7 @@ def resample_grid(
     """
     for axis, n in enumerate(resolution):
         matrix = _interpolation_matrix(grid, axis, n, align_corners, lower[axis], upper[axis])
-        grid = torch.tensordot(matrix, grid, dims=([1], [axis])).movedim(0, axis)
+        grid = (matrix @ grid.movedim(axis, -2)).movedim(-2, axis)
     return grid.contiguous()
 
 
