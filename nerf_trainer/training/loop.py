@@ -96,9 +96,13 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
     """Address of the visdom server."""
 
     def __post_init__(self) -> None:
-        for name in ("gradient_accumulation_steps", "metric_print_interval"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)}; expected at least 1")
+        counts = {
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "metric_print_interval": self.metric_print_interval,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ConfigError(f"{name}: {count}; expected at least 1")
 
     @property
     def checkpoints_kept(self) -> int | None:

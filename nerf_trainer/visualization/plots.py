@@ -105,10 +105,10 @@ def _draw_panel(axes: Any, history: History, name: str) -> None:
         marker = "o" if len(steps) < 30 else None
         axes.plot(steps, curve, label=split, color=_COLORS.get(split), linewidth=1.2, marker=marker, markersize=3)
     is_loss = name == "objective" or (name.startswith("loss_") and "psnr" not in name)
-    if is_loss and min(values) > 0:
+    if is_loss and 0 < 10 * min(values) < max(values):
         axes.set_yscale("log")
     axes.set_title(name, fontsize=9)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(which="both", labelsize=7)
     axes.set_xlabel("step", fontsize=7)
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.legend(fontsize=7, frameon=False)

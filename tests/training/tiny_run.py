@@ -52,6 +52,7 @@ class Grid(nn.Module, Scheduled):
 class TinyModel(ImplicitronModelBase):
     """Fits a line of pixels; draws noise; may break, or render nothing, when told to."""
 
+    log_vars: tuple[str, ...] = ("loss_rgb_mse", "loss_rgb_psnr", "objective", "sec/it")
     upsample_at: int = -1
     noise: float = 0.1
     nan_from: int = -1
@@ -68,10 +69,6 @@ class TinyModel(ImplicitronModelBase):
         self.calls = 0
         self.dead = TinyModel.made < self.dead_seeds
         TinyModel.made += 1
-
-    @property
-    def log_vars(self) -> tuple[str, ...]:
-        return ("loss_rgb_mse", "loss_rgb_psnr", "objective", "sec/it")
 
     def forward(self, frames: FrameData) -> Predictions:
         assert frames.image_rgb is not None

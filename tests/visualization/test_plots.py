@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from nerf_trainer.visualization.plots import History, draw_train_stats
@@ -21,7 +23,7 @@ def test_long_histories_are_thinned_evenly(n):
     for step in range(n):
         history.add(row(step, loss=1.0))
     steps, _ = history.curve("train", "loss")
-    gaps = {b - a for a, b in zip(steps, steps[1:], strict=False)}
+    gaps = {b - a for a, b in itertools.pairwise(steps)}
     assert len(steps) <= 100 and steps[0] == 0
     assert len(gaps) == 1
     assert n - steps[-1] <= gaps.pop()

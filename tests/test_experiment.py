@@ -1,0 +1,131 @@
+"""`Experiment`: built from a configuration, run, and what it says and keeps."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from nerf_trainer.config import Factory, build, schema
+from nerf_trainer.errors import CheckpointError, ConfigError, DataError
+from nerf_trainer.experiment import Experiment
+from nerf_trainer.training.loop import ImplicitronTrainingLoop
+from nerf_trainer.training.model_factory import ImplicitronModelFactory, ModelFactoryBase
+from tests.training import tiny_run
+
+LOOP = "training_loop_ImplicitronTrainingLoop_args"
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """Drawing is the slowest part of a tiny run."""
+    monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
+
+
+def configured(folder, *overrides):
+    base = OmegaConf.create(
+        {
+            "exp_dir": str(folder),
+            "data_source_class_type": "TinySource",
+            "model_factory_ImplicitronModelFactory_args": {"model_class_type": "TinyModel"},
+            LOOP: {"max_epochs": 2, "evaluator_class_type": "TinyEvaluator"},
+        }
+    )
+    return OmegaConf.merge(OmegaConf.structured(schema(Experiment)), base, OmegaConf.from_dotlist(list(overrides)))
+
+
+def run(folder, *overrides):
+    config = configured(folder, *overrides)
+    return build(Experiment, config).run(config)
+
+
+def test_tiny_components_are_registered():
+    assert tiny_run.TinyModel.__name__ in str(OmegaConf.to_yaml(OmegaConf.structured(schema(Experiment))))
+
+
+def test_defaults_name_the_references_components():
+    config = OmegaConf.structured(schema(Experiment))
+    chosen = {key: config[f"{key}_class_type"] for key in ("data_source", "model_factory", "optimizer_factory")}
+    assert chosen == {
+        "data_source": "ImplicitronDataSource",
+        "model_factory": "ImplicitronModelFactory",
+        "optimizer_factory": "ImplicitronOptimizerFactory",
+    }
+    assert config.training_loop_class_type == "ImplicitronTrainingLoop"
+    assert (config.seed, config.exp_dir, config.precision.name) == (42, "./data/default_experiment/", "fp32")
+
+
+def test_run_says_what_it_does_and_keeps_its_configuration(tmp_path, capsys):
+    folder = tmp_path / "with 'quotes' and [brackets]"
+    run(folder, "precision=bf16")
+    out = capsys.readouterr().out
+    first = out.splitlines()[0]
+    for fact in ("CPU", "bf16", "5 parameters", "starts in"):
+        assert fact in first
+    saved = OmegaConf.load(folder / "expconfig.yaml")
+    assert saved[LOOP].max_epochs == 2 and saved.precision == "bf16"
+    assert "model_OverfitModel_args" not in saved.model_factory_ImplicitronModelFactory_args
+    assert "nerf_visualizer exp_dir=" in out and "eval_only=True" in out
+    run(folder, "precision=bf16", f"{LOOP}.max_epochs=3")
+    assert "resumes from step 8" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_saved_configuration_builds_the_same_run(tmp_path):
+    run(tmp_path)
+    saved = OmegaConf.load(tmp_path / "expconfig.yaml")
+    assert build(Experiment, saved).run(saved).step == 8
+
+
+def test_other_settings_in_a_used_folder(tmp_path, capsys):
+    run(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="seed: 42 -> 7"):
+        run(tmp_path / "run", "seed=7")
+    run(tmp_path / "run", "seed=7", "on_conflict=new")
+    assert (tmp_path / "run-2" / "checkpoints").is_dir()
+    assert run(tmp_path / "run", "seed=7", "on_conflict=resume", f"{LOOP}.max_epochs=3").step == 12
+
+
+def test_shorthands_reach_the_components():
+    source = tiny_run.TinySource()
+    experiment = Experiment(data_source=source, eval_only=True, max_epochs=7, resume_epoch=3, force_resume=True)
+    assert isinstance(experiment.training_loop, ImplicitronTrainingLoop)
+    assert isinstance(experiment.model_factory, ImplicitronModelFactory)
+    assert (experiment.training_loop.eval_only, experiment.training_loop.max_epochs) == (True, 7)
+    assert (experiment.model_factory.resume_epoch, experiment.model_factory.force_resume) == (3, True)
+    assert experiment.training_loop.test_when_finished is False
+
+
+class Fixed(ModelFactoryBase):
+    """Knows no resume_epoch."""
+
+    def __call__(self, exp_dir, store, eval_only, is_main=True):
+        return self.new_model(), None
+
+    def new_model(self):
+        return tiny_run.TinyModel()
+
+
+def test_shorthand_that_a_component_lacks_is_a_config_error():
+    with pytest.raises(ConfigError, match="resume_epoch: Fixed has no such option"):
+        Experiment(data_source=tiny_run.TinySource(), model_factory=Fixed(), resume_epoch=1)
+
+
+def test_failure_is_in_the_status_file(tmp_path):
+    class NoData(tiny_run.TinySource):
+        def get_datasets_and_dataloaders(self):
+            raise DataError("transforms.json: not there; expected it; add it")
+
+    factory = ImplicitronModelFactory(model=Factory.of(tiny_run.TinyModel))
+    with pytest.raises(DataError):
+        Experiment(exp_dir=str(tmp_path), data_source=NoData(), model_factory=factory).run()
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["code"]) == ("failed", 3)
+    assert "transforms.json" in status["message"]
+    assert not (tmp_path / "expconfig.yaml").exists()
+
+
+def test_eval_only_leaves_status_and_configuration_alone(tmp_path):
+    run(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in ("status.json", "expconfig.yaml", "metrics.jsonl")}
+    result = run(tmp_path, f"{LOOP}.eval_only=True")
+    assert "psnr_full_image" in result.last_rows["test"]
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before

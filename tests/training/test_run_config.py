@@ -1,0 +1,88 @@
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from nerf_trainer.errors import CheckpointError
+from nerf_trainer.training.run_config import OnConflict, differences, digest, save, settle_folder, to_text
+
+CONFIG = {
+    "exp_dir": "a",
+    "seed": 1,
+    "model_factory_class_type": "F",
+    "model_factory_F_args": {"model_class_type": "M", "model_M_args": {"width": 8, "milestones": [1, 2]}},
+    "model_factory_G_args": {"unused": 1},
+    "training_loop_L_args": {"max_epochs": 3, "clip_grad": 0.0, "evaluator_E_args": {"x": 1}, "visdom_port": 1},
+    "root": "${oc.env:A_SECRET_OF_THE_USER}",
+}
+
+
+def changed(**values):
+    """CONFIG with some values changed, as text; double underscores stand for dots."""
+    config = OmegaConf.create(yaml.safe_load(yaml.safe_dump(CONFIG)))
+    for key, value in values.items():
+        OmegaConf.update(config, key.replace("__", "."), value)
+    return to_text(config)
+
+
+def used(folder, text):
+    (folder / "checkpoints" / "step-00000004").mkdir(parents=True)
+    save(folder, text)
+    return folder
+
+
+def test_text_is_pruned_and_unresolved(monkeypatch):
+    monkeypatch.setenv("A_SECRET_OF_THE_USER", "hunter2")
+    text = changed()
+    assert "hunter2" not in text and "${oc.env:A_SECRET_OF_THE_USER}" in text
+    assert "unused" not in text
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["seed", "root", "model_factory_F_args__model_M_args__width", "training_loop_L_args__clip_grad"],
+)
+def test_what_changes_a_training_differs(key):
+    assert list(differences(changed(), changed(**{key: 7}))) == [key.replace("__", ".")]
+    assert digest(changed()) != digest(changed(**{key: 7}))
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["exp_dir", "on_conflict", "eval_only", "max_epochs", "plugins", "training_loop_L_args__max_epochs"]
+    + ["training_loop_L_args__visdom_port", "training_loop_L_args__evaluator_E_args__x", "resume_epoch"]
+    + ["training_loop_L_args__validation_interval", "training_loop_L_args__store_checkpoints_purge"],
+)
+def test_what_changes_no_step_may_differ(key):
+    assert differences(changed(), changed(**{key: 7})) == {}
+    assert digest(changed()) == digest(changed(**{key: 7}))
+
+
+def test_lists_differ_as_a_whole():
+    new = changed(model_factory_F_args__model_M_args__milestones=[1, 3])
+    assert differences(changed(), new) == {"model_factory_F_args.model_M_args.milestones": ([1, 2], [1, 3])}
+
+
+def test_conflict_is_an_error_that_names_the_keys(tmp_path):
+    folder = used(tmp_path / "run", changed())
+    with pytest.raises(CheckpointError, match=r"on_conflict=new.*\(seed: 1 -> 2\)") as error:
+        settle_folder(folder, changed(seed=2), OnConflict.error)
+    assert error.value.exit_code == 4 and len(str(error.value)) < 400
+    assert settle_folder(folder, changed(exp_dir="elsewhere"), OnConflict.error) == folder
+
+
+def test_conflict_may_be_resumed(tmp_path):
+    folder = used(tmp_path / "run", changed())
+    assert settle_folder(folder, changed(seed=2), OnConflict.resume) == folder
+
+
+def test_new_folder_is_found_again_by_the_same_command(tmp_path):
+    folder = used(tmp_path / "run", changed())
+    assert settle_folder(folder, changed(seed=2), OnConflict.new) == tmp_path / "run-2"
+    used(tmp_path / "run-2", changed(seed=2))
+    assert settle_folder(folder, changed(seed=2), OnConflict.new) == tmp_path / "run-2"
+    assert settle_folder(folder, changed(seed=3), OnConflict.new) == tmp_path / "run-3"
+
+
+def test_folder_without_checkpoints_is_free(tmp_path):
+    save(tmp_path, changed())
+    assert settle_folder(tmp_path, changed(seed=2), OnConflict.error) == tmp_path

@@ -1,0 +1,107 @@
+import json
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from nerf_trainer.errors import CheckpointError, ConfigError, StorageError
+from nerf_trainer.training.runtime import Precision, Runtime, StatusFile, exclusive, make_run_folder, seed_everything
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [(Precision.tf32, True), (Precision.fp32, False)])
+def test_tf32_is_set_both_ways(precision, allowed):
+    torch.backends.cuda.matmul.allow_tf32 = not allowed
+    torch.backends.cudnn.allow_tf32 = not allowed
+    Runtime(precision=precision)
+    assert torch.backends.cuda.matmul.allow_tf32 is allowed
+    assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+def test_precisions_may_change_within_a_process():
+    for precision, dtype in ((Precision.bf16, torch.bfloat16), (Precision.fp32, torch.float32)):
+        with Runtime(precision=precision).autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_fp16_needs_cuda():
+    with pytest.raises(ConfigError, match=r"fp16.*CUDA"):
+        Runtime(precision=Precision.fp16)
+
+
+def test_deterministic_and_anomaly_detection_are_set_both_ways():
+    Runtime(deterministic=True, detect_anomaly=True)
+    assert torch.are_deterministic_algorithms_enabled() and torch.is_anomaly_enabled()
+    Runtime()
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.is_anomaly_enabled()
+
+
+def test_seeds_reach_every_global_generator():
+    def draws():
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    seed_everything(1)
+    first = draws()
+    seed_everything(1, rank=1)
+    other_rank = draws()
+    seed_everything(1)
+    assert draws() == first
+    assert all(a != b for a, b in zip(first, other_rank, strict=True))
+
+
+def test_folder_is_made_with_its_parents(tmp_path):
+    assert make_run_folder(tmp_path / "a b" / "[c] 'd'").is_dir()
+
+
+def test_file_in_the_folders_place_is_a_storage_error(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(StorageError, match="exp_dir") as error:
+        make_run_folder(tmp_path / "run")
+    assert error.value.exit_code == 6
+
+
+def test_lock_names_its_holder_and_is_let_go(tmp_path):
+    with exclusive(tmp_path), pytest.raises(CheckpointError, match=f"process {os.getpid()} on"), exclusive(tmp_path):
+        raise AssertionError("two processes have the folder")
+    with exclusive(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+def test_lock_of_a_killed_process_is_free(tmp_path):
+    program = (
+        "import fcntl, os, signal, sys\n"
+        f"file = open({str(tmp_path / '.lock')!r}, 'a+')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "file.write('process 1 on elsewhere'); file.flush()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=False)
+    with exclusive(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def test_status_is_replaced_as_a_whole(tmp_path):
+    status = StatusFile(tmp_path)
+    status.write("running")
+    status.step, status.last_checkpoint = 7, "checkpoints/step-00000007"
+    status.write("stopped", 143, "stopped by SIGTERM")
+    assert json.loads((tmp_path / "status.json").read_text()) == {
+        "state": "stopped",
+        "code": 143,
+        "step": 7,
+        "last_checkpoint": "checkpoints/step-00000007",
+        "message": "stopped by SIGTERM",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_status_that_cannot_be_written_does_not_end_the_run(tmp_path):
+    (tmp_path / "status.json").mkdir()
+    (tmp_path / "status.json" / "x").write_text("")
+    StatusFile(tmp_path).write("running")
+    StatusFile(None).write("running")
