@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nerf_trainer.geometry.rotation import rotate
+
 
 @dataclass(frozen=True)
 class Cameras:
@@ -58,7 +60,7 @@ class Cameras:
     @property
     def centers(self) -> Float[Tensor, "B 3"]:
         """Camera centres in the world: -R^T T."""
-        return -(self.R.mT @ self.T[..., None])[..., 0]
+        return -rotate(self.R.mT, self.T)
 
     @property
     def forward_axes(self) -> Float[Tensor, "B 3"]:
@@ -73,7 +75,7 @@ class Cameras:
     def transform_to_camera(self, points: Float[Tensor, "B *n 3"]) -> Float[Tensor, "B *n 3"]:
         """World points, one set a view, in each view's own axes."""
         flat = points.reshape(len(self), -1, 3)
-        return (flat @ self.R.mT + self.T[:, None]).reshape(points.shape)
+        return (rotate(self.R[:, None], flat) + self.T[:, None]).reshape(points.shape)
 
     def project(self, points: Float[Tensor, "B *n 3"]) -> tuple[Float[Tensor, "B *n 2"], Float[Tensor, "B *n"]]:
         """World points, one set a view, as pixels (x, y) and depth along the view axis.
@@ -89,7 +91,7 @@ class Cameras:
         flat = xy.reshape(len(self), -1, 2)
         plane = (flat - self.principal_point[:, None]) / self.focal[:, None]
         local = torch.cat([plane, torch.ones_like(plane[..., :1])], dim=-1) * depth.reshape(len(self), -1, 1)
-        return ((local - self.T[:, None]) @ self.R).reshape(*xy.shape[:-1], 3)
+        return rotate(self.R.mT[:, None], local - self.T[:, None]).reshape(*xy.shape[:-1], 3)
 
     def pixel_rays(
         self, xy: Float[Tensor, "*rays 2"], camera_index: Int[Tensor, "*rays"]
@@ -102,5 +104,5 @@ class Cameras:
         """
         plane = (xy - self.principal_point[camera_index]) / self.focal[camera_index]
         local = torch.cat([plane, torch.ones_like(plane[..., :1])], dim=-1)
-        directions = (local[..., None, :] @ self.R[camera_index])[..., 0, :]
+        directions = rotate(self.R.mT[camera_index], local)
         return self.centers[camera_index], torch.nn.functional.normalize(directions, dim=-1)

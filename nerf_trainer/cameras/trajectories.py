@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nerf_trainer.cameras.cameras import Cameras
+from nerf_trainer.geometry.rotation import rotate
 
 
 class TrajectoryType(Enum):
@@ -101,7 +102,7 @@ def look_at(
     spare = torch.linalg.cross(forward, up.roll(1).expand_as(forward))
     right = normalize(torch.where(right.norm(dim=-1, keepdim=True) < 1e-6, spare, right), dim=-1)
     R = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=-2)
-    return R, -(R @ positions[..., None])[..., 0]
+    return R, -rotate(R, positions)
 
 
 def trajectory(

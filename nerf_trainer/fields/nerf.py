@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from nerf_trainer.config import registry
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.base import FieldInputs, FieldOutputs, ImplicitFunctionBase
+from nerf_trainer.geometry.rotation import rotate
 from nerf_trainer.networks.encodings import HarmonicEmbedding
 from nerf_trainer.networks.mlp import SkipMLP, xavier_linear
 from nerf_trainer.rays.bundle import RayBundle
@@ -86,5 +87,5 @@ def _in_camera_axes(ray_bundle: RayBundle, inputs: FieldInputs) -> tuple[Tensor,
         raise ValueError("xyz_ray_dir_in_camera_coords needs the batch's cameras in the field's inputs")
     R = inputs.cameras.R[ray_bundle.camera_index]
     T = inputs.cameras.T[ray_bundle.camera_index]
-    points = ray_bundle.points @ R.mT + T[..., None, :]
-    return points, (R @ ray_bundle.view_directions[..., None])[..., 0]
+    points = rotate(R[..., None, :, :], ray_bundle.points) + T[..., None, :]
+    return points, rotate(R, ray_bundle.view_directions)

@@ -89,3 +89,20 @@ def test_indexing_and_concatenation_keep_views_apart() -> None:
     torch.testing.assert_close(again.R, cameras.R)
     torch.testing.assert_close(cameras[-1].T, cameras.T[4:])
     assert len(cameras[torch.tensor([1, 1])]) == 2
+
+
+def test_rays_keep_their_precision_under_autocast() -> None:
+    """A matrix product in bfloat16 would turn a ray by more than a pixel."""
+    cameras = random_cameras(3).to("cpu")
+    cameras = Cameras(
+        **{f: getattr(cameras, f).float() for f in ("R", "T", "focal", "principal_point")},
+        image_size_hw=cameras.image_size_hw,
+    )
+    xy, index = 64 * torch.rand(3, 50, 2), torch.arange(3)[:, None].expand(3, 50)
+    exact = cameras.pixel_rays(xy, index)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        origins, directions = cameras.pixel_rays(xy, index)
+        again, _ = cameras.project(origins + 2.0 * directions)
+    torch.testing.assert_close(origins, exact[0], rtol=0, atol=0)
+    torch.testing.assert_close(directions, exact[1], rtol=0, atol=0)
+    torch.testing.assert_close(again, xy, atol=1e-3, rtol=0)
