@@ -162,13 +162,15 @@ class Runtime:
 
 def _accelerator(precision: Precision) -> Accelerator:
     mixed = precision.value if precision in (Precision.bf16, Precision.fp16) else "no"
-    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    if precision is Precision.fp16 and (use_cpu or not torch.cuda.is_available()):
+    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    # Without being told so, Accelerate finds no ranks that torchrun started on CPUs.
+    use_cpu = asked_for_cpu or not torch.cuda.is_available()
+    if precision is Precision.fp16 and use_cpu:
         raise ConfigError("precision: 'fp16' needs a CUDA device and there is none; use bf16 or fp32")
     if AcceleratorState._shared_state:
         # A sweep runs its jobs in one process, and each may choose another precision.
         AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed, device_placement=False)
+    return Accelerator(mixed_precision=mixed, device_placement=False, cpu=use_cpu)
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
