@@ -1,7 +1,7 @@
 """Losses that need no photograph: of a field's parameters, of rendered geometry, of learned codes."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ class RegularizationMetricsBase(ReplaceableBase, torch.nn.Module):
         rendered: RendererOutput | None = None,
         fields: Sequence[ImplicitFunctionBase] = (),
         global_code: Float[Tensor, "B D"] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> dict[str, Tensor]:
         """Scalars by their full names, `loss_<name>` and `loss_prev_stage_<name>`.
 
@@ -35,6 +36,7 @@ class RegularizationMetricsBase(ReplaceableBase, torch.nn.Module):
             rendered: the finest pass.
             fields: every field of the model once, whatever the number of passes that use it.
             global_code: learned codes of the batch's sequences.
+            wanted: compute only losses of these names; None computes all.
         """
 
     @abstractmethod
@@ -70,12 +72,17 @@ class RegularizationMetrics(RegularizationMetricsBase):
         rendered: RendererOutput | None = None,
         fields: Sequence[ImplicitFunctionBase] = (),
         global_code: Float[Tensor, "B D"] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> dict[str, Tensor]:
+        def is_wanted(name: str) -> bool:
+            return wanted is None or name in wanted
+
         losses: dict[str, Tensor] = {}
         stage, prefix = rendered, "loss_"
         while stage is not None:
-            losses[prefix + "depth_neg_penalty"] = functions.depth_negative(stage.depths)
-            if SDF_GRADIENTS in stage.extras:
+            if is_wanted(prefix + "depth_neg_penalty"):
+                losses[prefix + "depth_neg_penalty"] = functions.depth_negative(stage.depths)
+            if SDF_GRADIENTS in stage.extras and is_wanted(prefix + "eikonal"):
                 losses[prefix + "eikonal"] = functions.eikonal(stage.extras[SDF_GRADIENTS])
             stage, prefix = stage.prev_stage, prefix + "prev_stage_"
         for name, value in ((n, v) for field in fields for n, v in field.regularization().items()):

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -134,13 +135,14 @@ def _color_metrics(
     foreground: Float[Tensor, "*rays 1"] | None,
 ) -> dict[str, Callable[[], Tensor]]:
     """How to compute each loss of colours."""
+    mse = cache(lambda: functions.mse(features, rgb, mask_crop))
+    mse_fg = cache(lambda: functions.mse(features, rgb, foreground))
     metrics: dict[str, Callable[[], Tensor]] = {
         "rgb_huber": lambda: functions.huber(features, rgb, mask_crop),
         "rgb_l1": lambda: functions.l1(features, rgb, mask_crop),
-        "rgb_mse": lambda: functions.mse(features, rgb, mask_crop),
-        "rgb_psnr": lambda: functions.psnr(functions.mse(features.detach(), rgb, mask_crop)),
+        "rgb_mse": mse,
+        "rgb_psnr": lambda: functions.psnr(mse().detach()),
     }
     if foreground is not None:
-        metrics["rgb_mse_fg"] = lambda: functions.mse(features, rgb, foreground)
-        metrics["rgb_psnr_fg"] = lambda: functions.psnr(functions.mse(features.detach(), rgb, foreground))
+        metrics |= {"rgb_mse_fg": mse_fg, "rgb_psnr_fg": lambda: functions.psnr(mse_fg().detach())}
     return metrics

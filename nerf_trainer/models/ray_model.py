@@ -127,15 +127,16 @@ class RayModel(ImplicitronModelBase):
         fields = [BoundField(f, inputs) for f in self.passes()]
         rendered = self._render(rays, fields)
         targets = self.targets(frames, rays)
+        wanted = self._wanted if self.training else None
         metrics = self.view_metrics(
             rendered,
             rgb=targets.rgb,
             fg_probability=targets.fg_probability,
             depth=targets.depth,
             mask_crop=targets.mask_crop,
-            wanted=self._wanted if self.training else None,
+            wanted=wanted,
         )
-        metrics |= self.regularization_metrics(rendered, self._distinct_fields(), inputs.global_code)
+        metrics |= self.regularization_metrics(rendered, self._distinct_fields(), inputs.global_code, wanted)
         objective = weigh(metrics, self.loss_weights)
         if objective is not None:
             metrics["objective"] = objective

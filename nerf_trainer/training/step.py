@@ -131,7 +131,11 @@ def _result(predictions: Sequence[Predictions], metrics: dict[str, Tensor], skip
     return StepResult(
         metrics=metrics,
         skipped=skipped,
-        opacity=torch.stack([mask.float().mean() for mask in masks]).mean(),
-        foreground=torch.stack(foreground).mean() if foreground else None,
+        opacity=_mean([mask.float().mean() for mask in masks]),
+        foreground=_mean(foreground) if foreground else None,
         n_rays=sum(mask.numel() for mask in masks),
     )
+
+
+def _mean(scalars: Sequence[Tensor]) -> Tensor:
+    return scalars[0] if len(scalars) == 1 else torch.stack(list(scalars)).mean()
