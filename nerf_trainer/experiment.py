@@ -121,7 +121,11 @@ class Experiment(Configurable):
             self._introduce(run, datasets)
             if text is not None and runtime.is_main and not self.training_loop.eval_only:
                 run_config.save(folder, text)
-            result = self.training_loop.run(run)
+            try:
+                result = self.training_loop.run(run)
+            finally:
+                if run.preview is not None:
+                    run.preview.close()
         except UserError as error:
             state = "stopped" if isinstance(error, RunStoppedError) else "failed"
             status.write(state, error.exit_code, str(error))
@@ -152,6 +156,7 @@ class Experiment(Configurable):
             status=status,
             display=display,
             config_sha256=run_config.digest(text) if text is not None else "",
+            preview=self.training_loop.preview(folder, display.note) if runtime.is_main else None,
         )
         return run, datasets
 

@@ -119,7 +119,7 @@ def test_the_readme_command(trained: Path, command: Command, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert all(str(path) in said for path in (*videos, sheet))
     assert "9 views of 8x10" in said and "frames/s" in said and "step 4" in said
-    assert said.count("note: visdom") == 1
+    assert said.count("note: no live previews: no visdom server") == 1
 
 
 @pytest.mark.parametrize("kind", ["figure_eight", "trefoil_knot", "figure_eight_knot", "spiral"])

@@ -3,7 +3,9 @@
 import itertools
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -14,9 +16,10 @@ from nerf_trainer.evaluation.evaluator import EvaluatorBase
 from nerf_trainer.training.dead_start import MAX_RESTARTS
 from nerf_trainer.training.interruption import StopRequestedError, StopSignals
 from nerf_trainer.training.metrics_log import Row
-from nerf_trainer.training.session import Session, TrainingRun
+from nerf_trainer.training.session import Preview, Session, TrainingRun
 from nerf_trainer.training.split_evaluation import SplitEvaluation, was_tested
 from nerf_trainer.training.stats import FOREGROUND, OPACITY, Means, Statistics, blamed
+from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,15 @@ class TrainingLoopBase(ReplaceableBase):
     def checkpoints_kept(self) -> int | None:
         """How many checkpoints a run keeps; None for all."""
         return 2
+
+    def preview(self, folder: Path, notice: Callable[[str], None]) -> Preview | None:
+        """A live view of a training; None for none.
+
+        Args:
+            folder: the run's folder.
+            notice: told what the user may want to know of it, from any thread.
+        """
+        return None
 
     def is_complete(self, run: TrainingRun) -> bool:
         """Whether a run that stands at its checkpoint has nothing left to do."""
@@ -108,6 +120,13 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
     def checkpoints_kept(self) -> int | None:
         """See the base class."""
         return self.store_checkpoints_purge + 1 if self.store_checkpoints_purge > 0 else None
+
+    def preview(self, folder: Path, notice: Callable[[str], None]) -> Preview | None:
+        """See the base class: on a visdom server."""
+        if self.eval_only or self.visualize_interval <= 0:
+            return None
+        client = VisdomClient(self.visdom_server, self.visdom_port, notice)
+        return VisdomPreview(client, self.visdom_env or folder.resolve().name)
 
     def is_complete(self, run: TrainingRun) -> bool:
         """See the base class; a test that is due after the last epoch is left to do until it is in the log."""

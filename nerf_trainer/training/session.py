@@ -36,6 +36,10 @@ class Preview(Protocol):
         """A whole view was rendered."""
         ...
 
+    def close(self) -> None:
+        """The run ends; takes a few seconds at most."""
+        ...
+
 
 @dataclass(frozen=True)
 class TrainingRun:

@@ -49,10 +49,10 @@ class VisdomClient:
         self._name = f"{server}:{port}"
         self._notice = notice
         self._noticed = False
+        self._started = False
         self._quiet_until = 0.0
         self._queue: queue.Queue[Callable[[], dict[str, Any]] | None] = queue.Queue(_QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
-        self._thread.start()
 
     @property
     def reachable(self) -> bool:
@@ -79,10 +79,14 @@ class VisdomClient:
 
     def close(self, wait_seconds: float = 2 * TIMEOUT_SECONDS) -> None:
         """Let what is queued be sent, for so long at most; what comes later is dropped."""
-        self._put(None)
-        self._thread.join(wait_seconds)
+        if self._started:
+            self._put(None)
+            self._thread.join(wait_seconds)
 
     def _put(self, message: Callable[[], dict[str, Any]] | None) -> None:
+        if not self._started:
+            self._started = True
+            self._thread.start()
         while True:
             try:
                 return self._queue.put_nowait(message)
@@ -102,8 +106,8 @@ class VisdomClient:
                 self._quiet_until = time.monotonic() + _SECONDS_BETWEEN_TRIES
                 if not self._noticed:
                     self._noticed = True
-                    reason = str(error) or type(error).__name__
-                    self._notice(f"visdom: no previews, {self._name} does not take them ({reason}); start `visdom`")
+                    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
+                    self._notice(f"no live previews: no visdom server at {self._name} ({reason}); start `visdom` there")
 
     def _post(self, message: dict[str, Any]) -> None:
         connection = self._connect()
@@ -136,8 +140,8 @@ class VisdomPreview:
             self._client.table(row, f"{self._env}_charts", f"metrics_{row.get('split', 'train')}")
 
     def view(self, predictions: Predictions, split: str, step: int) -> None:
-        """Show a view: rendered image, target, opacity, target mask, depth."""
-        if self._client.reachable:
+        """Show a view: rendered image, target, opacity, target mask, depth. Drawn rays make no view."""
+        if self._client.reachable and predictions.rendered.features.ndim == 4:
             shown = beside_target(predictions, pictures(predictions))
             self._client.image(shown, f"{self._env}_images_{split}", "view", f"{split}, step {step}")
 

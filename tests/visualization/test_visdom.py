@@ -128,6 +128,22 @@ def test_a_view_is_shown_beside_its_target(targets):
     assert (shown[4:, :6] == (204 if targets else 0)).all()
 
 
+def test_drawn_rays_are_no_view():
+    with server() as (port, got):
+        live, _ = client(port)
+        rays = torch.ones(1, 5, 1)
+        output = RendererOutput(features=rays.expand(1, 5, 3), depths=rays, masks=rays)
+        VisdomPreview(live, "run").view(Predictions(rendered=output, targets=Targets()), "val", 1)
+        live.close(20.0)
+    assert got == []
+
+
+def test_no_thread_before_there_is_something_to_show():
+    live, _ = client(1)
+    live.close()
+    assert live._thread.ident is None
+
+
 def test_it_is_what_a_training_run_expects():
     with refusing() as port:
         live, _ = client(port)
@@ -160,7 +176,7 @@ def test_a_server_that_does_not_answer_holds_up_nobody(kind, monkeypatch):
         live.close(20.0)
         assert not live._thread.is_alive()
     assert len(notices) == 1
-    assert "visdom" in notices[0] and str(port) in notices[0] and "\n" not in notices[0]
+    assert "visdom" in notices[0] and f"127.0.0.1:{port}" in notices[0] and "\n" not in notices[0]
 
 
 def test_closing_waits_for_a_tarpit_only_so_long():
