@@ -14,12 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
+from nerf_trainer.config import Factory
 from nerf_trainer.errors import ConfigError
+from nerf_trainer.experiment import Experiment
 from nerf_trainer.models.base import Predictions, Targets
 from nerf_trainer.renderers.base import RendererOutput
+from nerf_trainer.training.loop import ImplicitronTrainingLoop
+from nerf_trainer.training.model_factory import ImplicitronModelFactory
 from nerf_trainer.training.session import Preview
 from nerf_trainer.visualization import visdom
 from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview
+from tests.training.tiny_run import TinyEvaluator, TinyModel, TinySource
 
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
@@ -248,3 +253,19 @@ def test_addresses(address, path):
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(ConfigError, match="visdom_server"):
         VisdomClient(address, 8097, print)
+
+
+@pytest.mark.parametrize(("settings", "shown"), [({}, True), ({"visualize_interval": 0}, False)])
+def test_a_training_shows_itself(tmp_path, settings, shown):
+    with server() as (port, got):
+        loop = ImplicitronTrainingLoop(
+            evaluator=TinyEvaluator(), max_epochs=2, metric_print_interval=2, visdom_port=port, **settings
+        )
+        Experiment(
+            exp_dir=str(tmp_path / "my_run"),
+            data_source=TinySource(),
+            model_factory=ImplicitronModelFactory(model=Factory.of(TinyModel)),
+            training_loop=loop,
+        ).run()
+    environments = {message["eid"] for _, message in got}
+    assert environments == ({"my_run_charts"} if shown else set())  # the tiny model renders no whole views
