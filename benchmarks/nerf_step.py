@@ -69,6 +69,7 @@ def classic_nerf(n_rays: int) -> OverfitModel:
         background=Background.COLOR,
         bg_color=(1.0, 1.0, 1.0),
         mask_threshold=None,
+        log_vars=("loss_rgb_psnr", "loss_prev_stage_rgb_psnr", "loss_rgb_mse", "loss_mask_neg_iou"),
     )
 
 

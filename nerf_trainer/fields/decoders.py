@@ -104,7 +104,7 @@ class SphericalHarmonicsDecoder(DecoderFunctionBase):
             return self.operation(coefficients[..., 0] * _C0)
         assert directions is not None, "a decoder that wants directions gets them"
         basis = spherical_harmonics(directions, self.degree)
-        return self.operation(torch.einsum("mck,mk->mc", coefficients, basis))
+        return self.operation((coefficients * basis[:, None]).sum(dim=-1))
 
 
 _C0 = 0.28209479177387814  # sqrt(1 / (4 pi))

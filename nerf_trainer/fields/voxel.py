@@ -12,6 +12,7 @@ from nerf_trainer.fields.base import FieldInputs, FieldOutputs, ImplicitFunction
 from nerf_trainer.fields.decoders import DecoderFunctionBase
 from nerf_trainer.fields.scaffold import Scaffold
 from nerf_trainer.fields.voxel_grids import VoxelGridModule
+from nerf_trainer.geometry.rotation import rotate
 from nerf_trainer.networks.encodings import HarmonicEmbedding
 from nerf_trainer.ops.compositing import emission_absorption_weights, interval_widths
 from nerf_trainer.rays.bundle import RayBundle
@@ -175,7 +176,7 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         if self.xyz_ray_dir_in_camera_coords:
             if inputs.cameras is None:
                 raise ValueError("xyz_ray_dir_in_camera_coords needs the batch's cameras in the field's inputs")
-            directions = (inputs.cameras.R[ray_bundle.camera_index] @ directions[..., None])[..., 0]
+            directions = rotate(inputs.cameras.R[ray_bundle.camera_index], directions)
         return directions.reshape(-1, 3)
 
     def _occupied(self, ray_bundle: RayBundle) -> Tensor:

@@ -72,7 +72,7 @@ class TrainingStep:
         if scaler is not None:
             scaler.unscale_(self._optimizer)
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self._clip_grad > 0:
             scale = (self._clip_grad / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, scale)

@@ -5,6 +5,8 @@ import torch
 
 from nerf_trainer.config import Factory
 from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
+from nerf_trainer.fields.voxel import VoxelGridImplicitFunction
+from nerf_trainer.fields.voxel_grids import FullResolutionVoxelGrid, VoxelGridModule
 from nerf_trainer.frames import FrameData, PixelStore
 from nerf_trainer.models.overfit import OverfitModel
 from nerf_trainer.models.ray_model import Background
@@ -26,11 +28,24 @@ def scene() -> FrameData:
     return FrameData(cameras=orbit(4), pixels=PixelStore.from_images(images)).to("cuda")
 
 
-def stepper(precision: Precision, background: Background = Background.RANDOM) -> tuple[OverfitModel, TrainingStep]:
+def voxels() -> Factory:
+    """A small voxel-grid field; the same grid for density and colour."""
+
+    def grid(n_features: int) -> VoxelGridModule:
+        return VoxelGridModule(
+            voxel_grid=FullResolutionVoxelGrid(n_features=n_features, resolution_changes={0: (9, 9, 9)})
+        )
+
+    return Factory.of(VoxelGridImplicitFunction, voxel_grid_density=grid(1), voxel_grid_color=grid(4))
+
+
+def stepper(
+    precision: Precision, background: Background = Background.RANDOM, field: Factory = NERF
+) -> tuple[OverfitModel, TrainingStep]:
     model = OverfitModel(
         raysampler=NearFarRaySampler(min_depth=2.0, max_depth=6.0, n_rays_total_training=128),
-        implicit_function=NERF,
-        coarse_implicit_function=NERF,
+        implicit_function=field,
+        coarse_implicit_function=field,
         background=background,
         mask_threshold=None,
         loss_weights={"loss_rgb_mse": 1.0, "loss_prev_stage_rgb_mse": 1.0, "loss_mask_bce": 0.1},
@@ -41,9 +56,10 @@ def stepper(precision: Precision, background: Background = Background.RANDOM) ->
     return model, TrainingStep(model, ImplicitronOptimizerFactory(lr=1e-3)(model)[0], runtime, clip_grad=1.0)
 
 
+@pytest.mark.parametrize("field", [NERF, voxels()], ids=["nerf", "voxels"])
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.tf32, Precision.bf16])
-def test_steps_never_wait_for_the_device(precision: Precision) -> None:
-    _, step = stepper(precision)
+def test_steps_never_wait_for_the_device(precision: Precision, field: Factory) -> None:
+    _, step = stepper(precision, field=field)
     frames = scene()
     step([frames])  # warm-up: libraries allocate and look around
     torch.cuda.synchronize()
