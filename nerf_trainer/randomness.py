@@ -1,7 +1,7 @@
 """Random streams: every random draw of a run comes from a named generator that a checkpoint can save.
 
-A module that draws random numbers owns one `RandomStream` for each purpose. The trainer seeds all streams of a model from
-the run's seed, the rank and the stream's name, saves their states with the checkpoint and restores them on resume.
+A module that draws random numbers owns one `RandomStream` for each purpose. The trainer seeds all streams of a model
+from the run's seed, the rank and the stream's name, saves their states with the checkpoint and restores them on resume.
 """
 
 import hashlib

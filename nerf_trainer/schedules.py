@@ -1,7 +1,7 @@
 """Schedules: parts of a model that change as training goes on (grid resolutions, scaffolds, crops, warm-ups).
 
-The training loop calls `advance` on every `Scheduled` module before each step. What an `advance` did is said by its return
-value, so that the optimizer can follow and a captured step can be captured again.
+The training loop calls `advance` on every `Scheduled` module before each step. What an `advance` did is said by its
+return value, so that the optimizer can follow and a captured step can be captured again.
 """
 
 from abc import abstractmethod
@@ -43,9 +43,9 @@ class Scheduled:
     def advance(self, epoch: int, step: int) -> Change:
         """Called before the training step number `step` (from 0, over all epochs) of epoch `epoch` (from 0).
 
-        Called once a step, in order; also once after a checkpoint was loaded, with the numbers of the next step. Must cost
-        next to nothing when nothing is due, and must reach the same state whether it was called at each step or only at
-        the last one.
+        Called once a step, in order; also once after a checkpoint was loaded, with the numbers of the next step. Must
+        cost next to nothing when nothing is due, and must reach the same state whether it was called at each step or only
+        at the last one.
         """
 
 

@@ -28,7 +28,7 @@ from nerf_trainer.errors import CheckpointError, ConfigError, DataError, Storage
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
 from nerf_trainer.training import run_config
 from nerf_trainer.training.checkpoint import CheckpointStore
-from nerf_trainer.training.interruption import RunStoppedError, StopSignals
+from nerf_trainer.training.interruption import StopSignals
 from nerf_trainer.training.model_factory import ModelFactoryBase
 from nerf_trainer.training.progress import Display
 from nerf_trainer.training.runtime import Precision, Runtime

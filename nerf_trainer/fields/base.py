@@ -1,7 +1,7 @@
 """What every field (implicit function) is given, takes and returns."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -68,8 +68,8 @@ class ImplicitFunctionBase(ReplaceableBase, torch.nn.Module):
         """Whether the field can be evaluated at samples placed by a coarser pass."""
         return True
 
-    def regularization(self) -> dict[str, Tensor]:
-        """Scalars, by loss name without its prefix (`density_tv`), that depend on the field's parameters alone."""
+    def regularization(self) -> Mapping[str, Callable[[], Tensor]]:
+        """How to compute scalars, by loss name without its prefix (`density_tv`), from the field's parameters alone."""
         return {}
 
 

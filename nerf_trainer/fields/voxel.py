@@ -1,5 +1,6 @@
 """The field of voxel grids: one grid for density, one for colour, a decoder behind each."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -183,9 +184,9 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         assert ray_bundle.lengths is not None
         return self.scaffold.look_up(ray_bundle.origins, ray_bundle.directions, ray_bundle.lengths)
 
-    def regularization(self) -> dict[str, Tensor]:
+    def regularization(self) -> Mapping[str, Callable[[], Tensor]]:
         """`density_tv`: mean squared difference of neighbouring nodes of the density grid, summed over the axes."""
-        return {"density_tv": self.voxel_grid_density.total_variation()}
+        return {"density_tv": self.voxel_grid_density.total_variation}
 
     def advance(self, epoch: int, step: int) -> Change:
         """What is due at the start of `epoch`: resolutions first, then cropping, then the scaffold."""

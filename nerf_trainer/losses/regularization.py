@@ -85,8 +85,10 @@ class RegularizationMetrics(RegularizationMetricsBase):
             if SDF_GRADIENTS in stage.extras and is_wanted(prefix + "eikonal"):
                 losses[prefix + "eikonal"] = functions.eikonal(stage.extras[SDF_GRADIENTS])
             stage, prefix = stage.prev_stage, prefix + "prev_stage_"
-        for name, value in ((n, v) for field in fields for n, v in field.regularization().items()):
-            losses["loss_" + name] = losses["loss_" + name] + value if "loss_" + name in losses else value
+        for name, compute in ((n, c) for field in fields for n, c in field.regularization().items()):
+            if is_wanted("loss_" + name):
+                value = compute()
+                losses["loss_" + name] = losses["loss_" + name] + value if "loss_" + name in losses else value
         if global_code is not None:
             losses["loss_autodecoder_norm"] = global_code.square().sum(dim=-1).mean()
         return losses
@@ -103,8 +105,7 @@ class RegularizationMetrics(RegularizationMetricsBase):
         sdf: bool = False,
         n_prev_stages: int = 0,
     ) -> tuple[str, ...]:
-        with torch.no_grad():
-            of_fields = dict.fromkeys(name for field in fields for name in field.regularization())
+        of_fields = dict.fromkeys(name for field in fields for name in field.regularization())
         of_stages = ["depth_neg_penalty", *(["eikonal"] if sdf else [])]
         of_model = [*of_fields, *(["autodecoder_norm"] if global_code else [])]
         return (*stage_names(of_stages, n_prev_stages), *stage_names(of_model))

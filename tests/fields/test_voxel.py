@@ -177,7 +177,7 @@ def test_density_tv_is_that_of_the_density_grid() -> None:
     module = field({0: (2, 1, 1)})
     with torch.no_grad():
         density_nodes(module).copy_(torch.tensor([0.5, 2.0]).reshape(2, 1, 1, 1))
-    assert module.regularization()["density_tv"].item() == pytest.approx(1.5**2)
+    assert module.regularization()["density_tv"]().item() == pytest.approx(1.5**2)
 
 
 def test_the_schedule_replaces_parameters_when_it_is_due_and_once() -> None:

@@ -1,5 +1,6 @@
 """Losses without photographs."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -23,8 +24,8 @@ class Smooth(ImplicitFunctionBase):
     def forward(self, ray_bundle: RayBundle, inputs: FieldInputs) -> FieldOutputs:
         raise AssertionError("regularization needs no samples")
 
-    def regularization(self) -> dict[str, Tensor]:
-        return {"density_tv": self.parameter**2, "mine": 3 * self.parameter}
+    def regularization(self) -> dict[str, Callable[[], Tensor]]:
+        return {"density_tv": lambda: self.parameter**2, "mine": lambda: 3 * self.parameter}
 
 
 def rendered(*depths: float) -> RendererOutput:
@@ -63,3 +64,16 @@ def test_known_names_hold_what_no_field_here_gives():
     known = RegularizationMetrics().known_names()
     assert set(known) == {"loss_depth_neg_penalty", "loss_eikonal", "loss_density_tv", "loss_autodecoder_norm"}
     assert "loss_mine" in RegularizationMetrics().known_names([Smooth(spec=FieldSpec())])
+
+
+def test_only_what_is_wanted_is_computed():
+    class Costly(Smooth):
+        def regularization(self) -> dict[str, Callable[[], Tensor]]:
+            def compute() -> Tensor:
+                raise AssertionError("nobody asked for it")
+
+            return {"density_tv": compute}
+
+    fields = [Costly(spec=FieldSpec())]
+    losses = RegularizationMetrics()(rendered(-1.0), fields, wanted={"loss_depth_neg_penalty"})
+    assert set(losses) == {"loss_depth_neg_penalty"}

@@ -1,0 +1,73 @@
+"""Train a recipe on a scene, evaluate it, and record what it took and reached.
+
+    python -m benchmarks.train_scene --name lego_bf16 -- --config-name nerf_blender precision=bf16 max_epochs=25
+
+What stands after -- goes to nerf_runner as it is; training and evaluation are runs of the command, in processes of their
+own. With --video, the fly-around is rendered too.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import passport, write
+
+
+def run(module: str, *arguments: str) -> float:
+    """Run one of the package's commands to its end; returns its wall time in seconds, start-up included."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", module, *arguments], check=True)
+    return round(time.perf_counter() - began, 1)
+
+
+def speed(metrics: Path) -> dict[str, Any]:
+    """Median, tenth and ninetieth percentile of the logged intervals after the first tenth of the steps."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    train = [row for row in rows if row["split"] == "train"]
+    steady = [row for row in train if row["step"] > train[-1]["step"] / 10]
+    ms = [1e3 * row["sec_per_step"] for row in steady]
+    tenths = statistics.quantiles(ms, n=10)
+    return {
+        "steps": train[-1]["step"],
+        "ms_per_step_median": round(statistics.median(ms), 2),
+        "ms_per_step_p10": round(tenths[0], 2),
+        "ms_per_step_p90": round(tenths[-1], 2),
+        "rays_per_s_median": round(statistics.median(row["rays_per_s"] for row in steady)),
+        "train_psnr_last": round(train[-1].get("loss_rgb_psnr", float("nan")), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="name of the record")
+    parser.add_argument("--exp-dir", type=Path, required=True, help="the run's folder; must be new")
+    parser.add_argument("--video", action="store_true", help="render the fly-around")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
+    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    parser.add_argument("runner", nargs="+", help="arguments of nerf_runner, after --")
+    options = parser.parse_args()
+    arguments = [*options.runner, f"exp_dir={options.exp_dir}"]
+    seconds = {"train": run("nerf_trainer.experiment", *arguments, "test_when_finished=false")}
+    seconds["evaluate"] = run("nerf_trainer.experiment", *arguments, "eval_only=true")
+    if options.video:
+        seconds["video"] = run("nerf_trainer.visualize", f"exp_dir={options.exp_dir}")
+    status = json.loads((options.exp_dir / "status.json").read_text())
+    record = {
+        "benchmark": "train_scene",
+        **passport(options.commit),
+        "command": " ".join(["nerf_runner", *options.runner]),
+        "wall_seconds": seconds,
+        **speed(options.exp_dir / "metrics.jsonl"),
+        "test": json.loads((options.exp_dir / "results_test.json").read_text()),
+        "status": status,
+    }
+    print("written to", write(options.name, record, options.out))
+
+
+if __name__ == "__main__":
+    main()
