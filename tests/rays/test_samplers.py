@@ -9,6 +9,7 @@ from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.frames import PixelStore
 from nerf_trainer.randomness import seed_streams
+from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.samplers import AdaptiveRaySampler, NearFarRaySampler
 from tests.scene_kit import orbit
 
@@ -145,3 +146,22 @@ def test_disparity_spacing() -> None:
 def test_impossible_settings_are_refused(cls: type, wrong: dict) -> None:
     with pytest.raises(ConfigError, match=r"expected|set one"):
         cls(**wrong)
+
+
+def test_rays_without_lengths_are_the_same_rays() -> None:
+    def rays(with_lengths: bool) -> tuple[RayBundle, ...]:
+        sampler = NearFarRaySampler(n_rays_total_training=8, cast_ray_bundle_as_cone=True)
+        seed_streams(sampler, 0)
+        store = PixelStore.from_images([torch.zeros(16, 16, 4, dtype=torch.uint8)] * 2)
+        cameras = orbit(2)
+        return (
+            sampler.draw(cameras, with_lengths=with_lengths),
+            sampler.draw(cameras, store, with_lengths=with_lengths),
+            sampler.grid(cameras, (4, 4), with_lengths=with_lengths),
+        )
+
+    for bare, placed in zip(rays(False), rays(True), strict=True):
+        assert bare.lengths is None and bare.bins is None and placed.lengths is not None
+        torch.testing.assert_close(bare.xy, placed.xy)
+        torch.testing.assert_close(bare.far, placed.far)
+        assert bare.radii is not None
