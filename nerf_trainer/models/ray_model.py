@@ -99,9 +99,9 @@ class RayModel(ImplicitronModelBase):
     """Width of evaluated views, pixels; null renders each view at its own size."""
     render_features_dimensions: int = 3
     """Channels that are rendered."""
-    sampling_mode_training: RenderSamplingMode = RenderSamplingMode.MASK_SAMPLE
+    sampling_mode_training: RenderSamplingMode = RenderSamplingMode.mask_sample
     """Which pixels are rendered while training."""
-    sampling_mode_evaluation: RenderSamplingMode = RenderSamplingMode.FULL_GRID
+    sampling_mode_evaluation: RenderSamplingMode = RenderSamplingMode.full_grid
     """Which pixels are rendered in evaluation."""
     chunk_size_grid: int = 4096
     """Most samples evaluated at once in evaluation; any number works."""
@@ -180,7 +180,7 @@ class RayModel(ImplicitronModelBase):
     def _rays(self, frames: FrameData) -> RayBundle:
         mode = self.sampling_mode_training if self.training else self.sampling_mode_evaluation
         with_lengths = self._renderer.needs_lengths
-        if mode is RenderSamplingMode.MASK_SAMPLE:
+        if mode is RenderSamplingMode.mask_sample:
             return self.raysampler.draw(frames.cameras, frames.pixels, frames.mask_crop, with_lengths)
         height, width = frames.cameras.image_size_hw[0].tolist()
         size = (self.render_image_height or height, self.render_image_width or width)

@@ -22,9 +22,9 @@ from nerf_trainer.schedules import Change, Scheduled
 class RenderSamplingMode(Enum):
     """Which pixels of a view are rendered."""
 
-    MASK_SAMPLE = "mask_sample"
+    mask_sample = "mask_sample"
     """Pixels drawn at random, from the valid region where a mask is given."""
-    FULL_GRID = "full_grid"
+    full_grid = "full_grid"
     """Every pixel."""
 
 
