@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_scene --name lego_bf16 -- --config-name nerf_blender precision=bf16 max_epochs=25
 
-What stands after -- goes to nerf_runner as it is; training and evaluation are runs of the command, in processes of their
-own. With --video, the fly-around is rendered too.
+What stands after -- goes to nerf_runner as it is; training and evaluation are runs of the command, in processes of
+their own. With --video, the fly-around is rendered too.
 """
 
 import argparse
@@ -38,6 +38,7 @@ def speed(metrics: Path) -> dict[str, Any]:
         "ms_per_step_p10": round(tenths[0], 2),
         "ms_per_step_p90": round(tenths[-1], 2),
         "rays_per_s_median": round(statistics.median(row["rays_per_s"] for row in steady)),
+        "peak_memory_gib": train[-1]["peak_memory_gib"],
         "train_psnr_last": round(train[-1].get("loss_rgb_psnr", float("nan")), 3),
     }
 

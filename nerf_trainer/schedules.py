@@ -44,8 +44,8 @@ class Scheduled:
         """Called before the training step number `step` (from 0, over all epochs) of epoch `epoch` (from 0).
 
         Called once a step, in order; also once after a checkpoint was loaded, with the numbers of the next step. Must
-        cost next to nothing when nothing is due, and must reach the same state whether it was called at each step or only
-        at the last one.
+        cost next to nothing when nothing is due, and must reach the same state whether it was called at each step or
+        only at the last one.
         """
 
 

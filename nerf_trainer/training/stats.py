@@ -177,6 +177,7 @@ class Statistics:
             "split": "train",
             "sec_per_step": round(seconds / timed, 6),
             "rays_per_s": round(self._timed_rays / max(seconds, 1e-9)),
+            "peak_memory_gib": round(self._runtime.peak_memory_bytes / 2**30, 3),
             "lr": learning_rate,
             **self.logged(means.values),
         }

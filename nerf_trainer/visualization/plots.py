@@ -7,7 +7,7 @@ from typing import Any
 
 _MAX_ROWS = 2000
 _COLUMNS = 3
-_NOT_DRAWN = ("step", "epoch", "split", "sec_per_step")
+_NOT_DRAWN = ("step", "epoch", "split", "sec_per_step", "peak_memory_gib")
 _FIRST = ("objective", "loss_rgb_psnr", "psnr_full_image", "lr", "rays_per_s")
 _COLORS = {"train": "#4878a8", "val": "#c8702a", "test": "#4a9050"}
 

@@ -46,7 +46,9 @@ def drawn_curves():
 def logged(folder):
     """All lines without what depends on the clock."""
     rows = read_rows(folder / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k not in ("sec_per_step", "rays_per_s")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("sec_per_step", "rays_per_s", "peak_memory_gib")} for row in rows
+    ]
 
 
 def final(folder):

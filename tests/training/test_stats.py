@@ -91,7 +91,11 @@ def test_only_log_vars_reach_the_log(tmp_path):
     assert {name: line[name] for name in ("step", "epoch", "split", "lr", "loss_x", "objective")} == {
         "step": 2, "epoch": 0, "split": "train", "lr": 0.1, "loss_x": 2.0, "objective": 2.0
     }  # fmt: skip
-    assert set(line) - {"step", "epoch", "split", "lr", "loss_x", "objective"} == {"sec_per_step", "rays_per_s"}
+    assert set(line) - {"step", "epoch", "split", "lr", "loss_x", "objective"} == {
+        "sec_per_step",
+        "rays_per_s",
+        "peak_memory_gib",
+    }
     assert line["rays_per_s"] == pytest.approx(20 / (2 * line["sec_per_step"]), rel=0.05)
 
 
