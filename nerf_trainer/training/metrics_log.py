@@ -1,7 +1,8 @@
 """`metrics.jsonl`: every logged value of a run, one JSON object a line.
 
-A line has step (optimizer steps done), epoch, split (train, val or test), sec_per_step, rays_per_s, peak_memory_gib, lr,
-and each metric by name. Values that are not finite are written as "inf", "-inf" and "nan", which JSON itself has no numbers for.
+A line has step (optimizer steps done), epoch, split (train, val or test), sec_per_step, rays_per_s, peak_memory_gib,
+lr, and each metric by name. Values that are not finite are written as "inf", "-inf" and "nan", which JSON itself has no
+numbers for.
 """
 
 import json
