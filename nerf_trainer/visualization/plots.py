@@ -1,5 +1,6 @@
 """Curves of a run, drawn from the rows of its `metrics.jsonl` alone."""
 
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ _MAX_ROWS = 2000
 _COLUMNS = 3
 _NOT_DRAWN = ("step", "epoch", "split", "sec_per_step", "peak_memory_gib")
 _FIRST = ("objective", "loss_rgb_psnr", "psnr_full_image", "lr", "rays_per_s")
+_COMPANIONS = {"loss_rgb_psnr": "psnr_full_image"}
+"""What is drawn into another metric's panel: the same quantity, of whole test views."""
 _COLORS = {"train": "#4878a8", "val": "#c8702a", "test": "#4a9050"}
 
 
@@ -73,7 +76,7 @@ def draw_train_stats(history: History, folder: Path) -> tuple[Path, ...]:
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.figure import Figure
 
-    names = [name for name in history.names if any(history.curve(split, name)[0] for split in history.splits)]
+    names = _panels(history)
     if not names:
         return ()
     n_rows = -(-len(names) // _COLUMNS)
@@ -95,15 +98,25 @@ def draw_train_stats(history: History, folder: Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
+def _panels(history: History) -> list[str]:
+    """The metrics worth a panel: those with a curve, not a lone value; where there is no curve at all, every one."""
+    longest = {name: max(len(history.curve(split, name)[0]) for split in history.splits) for name in history.names}
+    hosted = {guest for host, guest in _COMPANIONS.items() if longest.get(host, 0) > 1}
+    curves = [name for name, length in longest.items() if length > 1 and name not in hosted]
+    return curves or [name for name, length in longest.items() if length]
+
+
 def _draw_panel(axes: Any, history: History, name: str) -> None:
     values: list[float] = []
-    for split in history.splits:
-        steps, curve = history.curve(split, name)
+    shown = [name, _COMPANIONS[name]] if name in _COMPANIONS else [name]
+    for metric, split in itertools.product(shown, history.splits):
+        steps, curve = history.curve(split, metric)
         if not steps:
             continue
         values += curve
         marker = "o" if len(steps) < 30 else None
-        axes.plot(steps, curve, label=split, color=_COLORS.get(split), linewidth=1.2, marker=marker, markersize=3)
+        label = split if metric == name else f"{split} ({metric})"
+        axes.plot(steps, curve, label=label, color=_COLORS.get(split), linewidth=1.2, marker=marker, markersize=3)
     is_loss = name == "objective" or (name.startswith("loss_") and "psnr" not in name)
     if is_loss and 0 < 10 * min(values) < max(values):
         axes.set_yscale("log")

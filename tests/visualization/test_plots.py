@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from nerf_trainer.visualization.plots import History, draw_train_stats
+from nerf_trainer.visualization.plots import History, _panels, draw_train_stats
 
 
 def row(step, split="train", **values):
@@ -56,3 +56,14 @@ def test_nothing_to_draw_writes_nothing(tmp_path):
     history.add(row(1, loss=float("nan")))
     assert draw_train_stats(history, tmp_path) == ()
     assert not list(tmp_path.iterdir())
+
+
+def test_lone_values_get_no_panel_and_the_test_psnr_joins_the_training_s():
+    history = History()
+    for step in range(5):
+        history.add(row(step, objective=1.0, loss_rgb_psnr=20.0))
+    history.add(row(5, "test", psnr_full_image=21.0, iou=0.9))
+    assert _panels(history) == ["objective", "loss_rgb_psnr"]
+    alone = History()
+    alone.add(row(5, "test", psnr_full_image=21.0, iou=0.9))
+    assert _panels(alone) == ["psnr_full_image", "iou"]
