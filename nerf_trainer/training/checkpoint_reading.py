@@ -104,7 +104,7 @@ class Checkpoint:
             packing.unpack_model(model, tensors, self.aliases)
 
     def load_optimizer(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Put state and groups back into `optimizer`, made for `model`'s parameters after `load_model`.
+        """Put its state (not its settings) back into `optimizer`, made for `model`'s parameters after `load_model`.
 
         Raises:
             CheckpointError: the checkpoint has no optimizer, or that of other parameters or of another kind.

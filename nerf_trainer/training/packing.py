@@ -133,6 +133,8 @@ def unpack_optimizer(
 ) -> None:
     """Puts packed state into `optimizer`, whose groups may hold the same parameters in another order.
 
+    The settings of its groups (betas, weight decay, fused or not) stay as they are: the present configuration's.
+
     Raises:
         CheckpointError: parameters, groups or the kind of optimizer differ.
     """
@@ -154,7 +156,8 @@ def unpack_optimizer(
     restored = []
     for group in optimizer.param_groups:
         members = [names[p] for p in group["params"]]
-        restored.append({**_restored_group(group, members, groups), "params": [index[name] for name in members]})
+        _check_group(group, members, groups)
+        restored.append({**group, "params": [index[name] for name in members]})
     by_index = {index[name]: state for name, state in states.items()}
     optimizer.load_state_dict({"state": by_index, "param_groups": restored})
 
@@ -180,8 +183,8 @@ def _match_names(saved: set[str], present: set[str]) -> None:
     )
 
 
-def _restored_group(group: JsonDict, members: list[str], groups: list[JsonDict]) -> JsonDict:
-    """The saved settings of the group that holds `members`, in the types that `group` has them in."""
+def _check_group(group: JsonDict, members: list[str], groups: list[JsonDict]) -> None:
+    """Raises `CheckpointError` unless a saved group holds `members` and is one of the same kind of optimizer."""
     found = next((saved for saved in groups if set(saved["params"]) == set(members)), None)
     if found is None:
         raise CheckpointError(
@@ -195,18 +198,10 @@ def _restored_group(group: JsonDict, members: list[str], groups: list[JsonDict])
             f"the checkpoint's optimizer has the settings {', '.join(lost)}, this run's has {', '.join(new)} instead; "
             "expected the same kind of optimizer: set it back or use another exp_dir"
         )
-    return {**group, **{key: _like(group.get(key), value) for key, value in found.items()}}
 
 
 def _as_json(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
-
-
-def _like(present: Any, saved: Any) -> Any:
-    """`saved`, read from JSON, as the type of `present`: learning rates may be tensors, betas are tuples."""
-    if isinstance(present, Tensor):
-        return torch.full_like(present, saved)
-    return tuple(saved) if isinstance(present, tuple) else saved
 
 
 # --- random generators -------------------------------------------------------------------------------------------

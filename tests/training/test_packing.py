@@ -153,20 +153,22 @@ def test_optimizer_state_follows_names_when_groups_are_ordered_otherwise():
 
     again = Adam([{"params": others[::-1]}, {"params": biases[::-1]}], lr=1.0)
     unpack_optimizer(model, again, *packed)
-    assert [group["lr"] for group in again.param_groups] == [1e-2, 3e-3]
-    assert again.param_groups[0]["betas"] == (0.9, 0.999)
     for parameter in model.parameters():
         assert torch.equal(again.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg"])
         assert float(again.state[parameter]["step"]) == 3.0
 
 
-def test_settings_of_a_schedule_are_kept():
-    model = nn.Linear(2, 1)
-    optimizer = SGD(model.parameters(), lr=0.5)
-    torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[1])
-    again = SGD(model.parameters(), lr=0.1)
+def test_settings_are_those_of_the_new_optimizer_and_its_state_that_of_the_old():
+    model = Shared(seed=1)
+    optimizer = Adam(model.parameters(), lr=1e-2, betas=(0.8, 0.95), foreach=True)
+    train(model, optimizer, steps=3, seed=0)
+    again = Adam(model.parameters(), lr=3e-3, betas=(0.5, 0.6), weight_decay=0.1, foreach=False)
     unpack_optimizer(model, again, *pack_optimizer(model, optimizer))
-    assert again.param_groups[0]["initial_lr"] == 0.5
+    kept = {name: again.param_groups[0][name] for name in ("lr", "betas", "weight_decay", "foreach")}
+    assert kept == {"lr": 3e-3, "betas": (0.5, 0.6), "weight_decay": 0.1, "foreach": False}
+    for parameter in model.parameters():
+        assert torch.equal(again.state[parameter]["exp_avg_sq"], optimizer.state[parameter]["exp_avg_sq"])
+        assert float(again.state[parameter]["step"]) == 3.0
 
 
 def packed_adam() -> tuple[nn.Module, tuple]:
