@@ -20,6 +20,9 @@ from nerf_trainer.models.base import Predictions
 from nerf_trainer.training.optimizer_factory import skips_on_device
 from nerf_trainer.training.runtime import Runtime
 
+OVERFLOWS = "fp16_overflows"
+"""Metric of fp16 alone: the share of steps that the gradient scaler left out; a few are normal."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -37,18 +40,53 @@ class StepResult:
     """Rays rendered by this rank."""
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """What a step keeps of one batch's predictions; nothing but the objective leads back to the weights."""
+
+    objective: Float[Tensor, ""] | None
+    metrics: dict[str, Float[Tensor, ""]]
+    opacity: Float[Tensor, ""]
+    foreground: Float[Tensor, ""] | None
+    n_rays: int
+
+
+class _ScoredModel(nn.Module):
+    """A model as training steps call it.
+
+    Distributed training waits for the gradient of every weight that the output of this forward depends on. Returning
+    the predictions themselves would name weights that the objective does not reach: those of a coarse pass whose loss
+    has no weight, say, and the wait would never end.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, frames: FrameData) -> _Scored:
+        predictions: Predictions = self.model(frames)
+        masks, foreground = predictions.rendered.masks.detach(), predictions.targets.fg_probability
+        return _Scored(
+            objective=predictions.objective,
+            metrics={name: value.detach() for name, value in predictions.metrics.items()},
+            opacity=masks.float().mean(),
+            foreground=None if foreground is None else foreground.detach().mean(),
+            n_rays=masks.numel(),
+        )
+
+
 class TrainingStep:
     """Takes optimizer steps.
 
     Args:
-        model: what the steps call; the network itself or its distributed wrapping.
+        model: what is trained; where several processes train, the step averages their gradients.
         optimizer: over the model's parameters.
         runtime: device, precision and ranks.
         clip_grad: largest norm of the gradient, all parameters together; 0 for no limit.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, runtime: Runtime, clip_grad: float = 0.0) -> None:
-        self._model = model
+        self._model = runtime.wrap(_ScoredModel(model))
         self._optimizer = optimizer
         self._runtime = runtime
         self._clip_grad = clip_grad
@@ -64,10 +102,10 @@ class TrainingStep:
             ConfigError: the model has no objective.
         """
         self._optimizer.zero_grad(set_to_none=True)
-        predictions = []
+        scored = []
         for i, frames in enumerate(batches):
             with self._runtime.without_sync(self._model, last=i == len(batches) - 1):
-                predictions.append(self._forward_backward(frames, len(batches)))
+                scored.append(self._forward_backward(frames, len(batches)))
         scaler = self._runtime.scaler
         if scaler is not None:
             scaler.unscale_(self._optimizer)
@@ -76,29 +114,32 @@ class TrainingStep:
         if self._clip_grad > 0:
             scale = (self._clip_grad / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, scale)
-        metrics = _mean_metrics(predictions)
+        metrics = _mean_metrics(scored)
         objective_is_finite = metrics["objective"].isfinite()
         if scaler is not None:
-            # The scaler skips overflowing steps by itself and lowers its scale: no fault of the training's.
-            finite = self._runtime.all_agree(objective_is_finite)
+            # The scaler skips overflowing steps by itself and lowers its scale: no fault of the training's until the
+            # scale is so low that it can't be the cause.
+            scale = scaler.scale(torch.ones((), device=norm.device))
+            finite = self._runtime.all_agree(objective_is_finite & (norm.isfinite() | (scale >= 1)))
+            metrics[OVERFLOWS] = (~norm.isfinite()).float()
             scaler.step(self._optimizer)
             scaler.update()
         else:
             finite = self._runtime.all_agree(objective_is_finite & norm.isfinite())
             self._update(finite)
         metrics["grad_norm"] = norm.detach()
-        return _result(predictions, metrics, ~finite)
+        return _result(scored, metrics, ~finite)
 
-    def _forward_backward(self, frames: FrameData, n_batches: int) -> Predictions:
+    def _forward_backward(self, frames: FrameData, n_batches: int) -> _Scored:
         with self._runtime.autocast():
-            predictions: Predictions = self._model(frames)
-        if predictions.objective is None:
+            scored: _Scored = self._model(frames)
+        if scored.objective is None:
             raise ConfigError(
                 "loss_weights: none of the weighted losses can be computed by this model on this data; "
-                f"give a weight to one of {', '.join(sorted(predictions.metrics)) or 'the losses that it has'}"
+                f"give a weight to one of {', '.join(sorted(scored.metrics)) or 'the losses that it has'}"
             )
-        self._runtime.backward(predictions.objective / n_batches)
-        return predictions
+        self._runtime.backward(scored.objective / n_batches)
+        return scored
 
     def _update(self, finite: Bool[Tensor, ""]) -> None:
         if not self._on_device:
@@ -110,13 +151,9 @@ class TrainingStep:
         del self._optimizer.found_inf  # type: ignore[attr-defined]
 
 
-def _mean_metrics(predictions: Sequence[Predictions]) -> dict[str, Tensor]:
+def _mean_metrics(scored: Sequence[_Scored]) -> dict[str, Tensor]:
     """Metrics and objective, detached, as float32 scalars; a mean where several batches were accumulated."""
-    named = [
-        {**{k: v.detach() for k, v in p.metrics.items()}, "objective": p.objective.detach()}
-        for p in predictions
-        if p.objective is not None
-    ]
+    named = [{**one.metrics, "objective": one.objective.detach()} for one in scored if one.objective is not None]
     if len(named) == 1:
         return named[0]
     names = dict.fromkeys(name for metrics in named for name in metrics)
@@ -124,16 +161,14 @@ def _mean_metrics(predictions: Sequence[Predictions]) -> dict[str, Tensor]:
     return {name: torch.stack(several).mean() for name, several in values.items()}
 
 
-def _result(predictions: Sequence[Predictions], metrics: dict[str, Tensor], skipped: Tensor) -> StepResult:
-    masks = [p.rendered.masks.detach() for p in predictions]
-    targets = [p.targets.fg_probability for p in predictions]
-    foreground = [target.mean() for target in targets if target is not None]
+def _result(scored: Sequence[_Scored], metrics: dict[str, Tensor], skipped: Tensor) -> StepResult:
+    foreground = [one.foreground for one in scored if one.foreground is not None]
     return StepResult(
         metrics=metrics,
         skipped=skipped,
-        opacity=_mean([mask.float().mean() for mask in masks]),
+        opacity=_mean([one.opacity for one in scored]),
         foreground=_mean(foreground) if foreground else None,
-        n_rays=sum(mask.numel() for mask in masks),
+        n_rays=sum(one.n_rays for one in scored),
     )
 
 

@@ -126,3 +126,17 @@ def test_model_without_objective_is_a_config_error():
     optimizer, _ = ImplicitronOptimizerFactory()(model)
     with pytest.raises(ConfigError, match=r"loss_weights.*loss_rgb_mse"):
         TrainingStep(model, optimizer, Runtime())([frame(1)])
+
+
+def test_fp16_overflow_is_the_trainings_fault_once_the_scale_is_below_one(monkeypatch):
+    model, _ = made()
+    optimizer, _ = ImplicitronOptimizerFactory(breed="SGD", momentum=0.0)(model)
+    runtime = Runtime()
+    monkeypatch.setattr(runtime.accelerator, "scaler", torch.amp.GradScaler("cpu", init_scale=4.0))
+    step = TrainingStep(model, optimizer, runtime)
+    model.bias.register_hook(lambda gradient: gradient * float("nan"))
+    results = [step([frame(1)]) for _ in range(5)]
+    # Each step that overflows halves the scale: 4, 2, 1, 0.5, 0.25.
+    assert [bool(result.skipped) for result in results] == [False, False, False, True, True]
+    assert all(float(result.metrics["fp16_overflows"]) == 1.0 for result in results)
+    assert float(model.bias.detach()) == 0.0
