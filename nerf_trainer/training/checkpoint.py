@@ -7,7 +7,7 @@ file `latest` is a hint for people. Beside checkpoints there may stand, all ours
 - `.tmp-step-*`: one that is being written, or was when the run was killed; swept at the next save;
 - `.trash-step-*`: one that is being removed; swept at the next save;
 - `.old-step-*`: one that gives way to another of the same step; counts until that one is there;
-- `abandoned-<n>`: a folder of checkpoints that training went back behind; kept for people.
+- `abandoned-<n>`: a folder of checkpoints that training went back behind, with the log as it was; kept for people.
 
 Only one run may write into an exp_dir at a time. Whoever only reads removes nothing.
 """
@@ -29,6 +29,7 @@ from nerf_trainer.randomness import RandomStream
 from nerf_trainer.training import checkpoint_files as files
 from nerf_trainer.training import packing
 from nerf_trainer.training.checkpoint_reading import DIRECTORY, Checkpoint, CheckpointState
+from nerf_trainer.training.metrics_log import FILE_NAME as METRICS_FILE
 
 __all__ = ["Checkpoint", "CheckpointState", "CheckpointStore"]
 
@@ -272,6 +273,8 @@ class CheckpointStore:
     def abandon_after(self, step: int) -> Path | None:
         """Move checkpoints of more than `step` steps into a new folder `abandoned-<n>`: training goes back behind them.
 
+        The log of the metrics is copied there too: the run's own is about to lose the lines of those steps.
+
         To be called by the first process, when training continues from an older checkpoint (its step) or from scratch
         (-1). Returns the folder, or None where there was nothing to move.
 
@@ -287,6 +290,8 @@ class CheckpointStore:
             target.mkdir()
             for path in newer:
                 os.rename(path, target / path.name)
+            if (log := self.folder.parent / METRICS_FILE).is_file():
+                shutil.copy2(log, target / METRICS_FILE)
             files.sync_directory(target)
             files.sync_directory(self.folder)
             remaining = self._candidates()

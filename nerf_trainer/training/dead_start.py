@@ -43,6 +43,10 @@ class DeadStartDetector:
         self._clear_steps = self._clear_steps + n_steps if opacity < _NOTHING and something_there else 0
         return self._watching and step <= _FIRST_STEPS and self._clear_steps >= _PATIENCE
 
+    def is_last_look(self, step: int) -> bool:
+        """Whether no later step than `step` can show that the start is dead."""
+        return self._watching and step == _FIRST_STEPS
+
     def give_up(self) -> None:
         """Find nothing any more."""
         self._watching = False

@@ -33,8 +33,8 @@ class StopSignals:
 
     @property
     def name(self) -> str:
-        """The received signal's name."""
-        return signal.Signals(self.received).name if self.received is not None else ""
+        """The received signal's name; where another of the processes that train together got it, words for that."""
+        return signal.Signals(self.received).name if self.received is not None else "a signal to another process"
 
     def error(self, message: str) -> RunStoppedError:
         """The error that ends the run, for the signal that was received."""

@@ -217,9 +217,15 @@ class _Training:
             if _is_due(loop.test_interval, epoch) and not (last and loop.test_when_finished):
                 self._evaluation.test(session.model, session.step, epoch)
             session.epoch, session.step_in_epoch = epoch + 1, 0
-            if loop.store_checkpoints and (last or time.monotonic() - self._saved_at >= loop.checkpoint_seconds):
+            if loop.store_checkpoints and (last or self._checkpoint_is_due()):
                 self._save()
             self._notice(self._stats.draw())
+        if self._run.runtime.world_size > 1 and self._all_stop():
+            raise StopRequestedError
+
+    def _checkpoint_is_due(self) -> bool:
+        """Whether the last checkpoint is old enough by the first rank's clock."""
+        return self._run.runtime.main_decides(time.monotonic() - self._saved_at >= self._loop.checkpoint_seconds)
 
     def _steps(self) -> bool:
         """The steps that are left of an epoch; false when the start is dead and training has to begin anew."""
@@ -229,7 +235,7 @@ class _Training:
         batches = self._train.steps(session.epoch, session.step_in_epoch * n)
         while group := list(itertools.islice(batches, n)):
             session.take_step(group, self._n_steps)
-            if session.step % loop.metric_print_interval == 0 and self._report():
+            if self._report_is_due() and self._report():
                 return False
             if loop.visualize_interval > 0 and session.step % loop.visualize_interval == 0:
                 with self._stats.paused():
@@ -241,10 +247,18 @@ class _Training:
                     self._save()
         return not (self._stats.n_unread > 0 and self._report())
 
+    def _report_is_due(self) -> bool:
+        """At intervals; and where these are long, while a dead start can still be seen."""
+        loop, session = self._loop, self._session
+        if session.step % loop.metric_print_interval == 0:
+            return True
+        return session.step < loop.metric_print_interval and session.dead_start.is_last_look(session.step)
+
     def _report(self) -> bool:
         """Read and show what was summed; true when the start is dead."""
         run, session = self._run, self._session
-        row, means = self._stats.read(session.step, session.epoch, session.schedule.learning_rate)
+        row, means, notice = self._stats.read(session.step, session.epoch, session.schedule.learning_rate)
+        self._notice(notice)
         self._last_train_row = row
         run.display.update(row, run.runtime.peak_memory_bytes)
         if run.preview is not None:
@@ -279,11 +293,13 @@ class _Training:
 
     def _stop_requested(self) -> bool:
         """Whether to stop after this step; several ranks agree on it, at steps where metrics are read."""
-        runtime = self._run.runtime
-        if runtime.world_size == 1:
+        if self._run.runtime.world_size == 1:
             return self._signals.received is not None
-        if self._session.step % self._loop.metric_print_interval:
-            return False
+        return self._session.step % self._loop.metric_print_interval == 0 and self._all_stop()
+
+    def _all_stop(self) -> bool:
+        """Whether any rank received a signal; all ranks ask at the same time and hear the same."""
+        runtime = self._run.runtime
         going_on = torch.tensor(self._signals.received is None, device=runtime.device)
         return not bool(runtime.all_agree(going_on))
 

@@ -5,6 +5,7 @@ lr, and each metric by name. Values that are not finite are written as "inf", "-
 numbers for.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -87,13 +88,16 @@ class MetricsLog:
             return None
         line = json.dumps({name: to_json_value(value) for name, value in row.items()}, allow_nan=False) + "\n"
         try:
-            with open(self.path, "ab") as file:
-                end = file.tell()
+            # Unbuffered: a buffer would try again to write what failed, be it in `truncate` or in `close`.
+            with open(self.path, "ab", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
                 try:
-                    file.write(line.encode())
-                    file.flush()
+                    rest = line.encode()
+                    while rest:
+                        rest = rest[file.write(rest) :]
                 except OSError:
-                    file.truncate(end)
+                    with contextlib.suppress(OSError):
+                        file.truncate(end)
                     raise
         except OSError as error:
             first, self._failed = not self._failed, True

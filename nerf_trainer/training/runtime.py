@@ -132,6 +132,14 @@ class Runtime:
         torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
         return agreed.bool()
 
+    def main_decides(self, answer: bool) -> bool:
+        """What the first rank answers, on every rank: for what clocks and files decide, which ranks see differently."""
+        if self.world_size == 1:
+            return answer
+        answers = torch.tensor(answer, dtype=torch.int32, device=self.device)
+        torch.distributed.broadcast(answers, src=0)
+        return bool(answers)
+
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """`values` summed over the ranks."""
         if self.world_size == 1:

@@ -28,6 +28,11 @@ _MAX_FAILED_SAVES = 3
 class Preview(Protocol):
     """Shows a run as it goes on, on a server or in a window; must not slow it down."""
 
+    @property
+    def reachable(self) -> bool:
+        """Whether anybody can see it now; if not, nothing need be rendered for it."""
+        ...
+
     def row(self, row: Row) -> None:
         """A line was logged."""
         ...
@@ -88,9 +93,13 @@ class Session:
         self.last_save: Path | None = None
         saved = run.checkpoint.state if run.checkpoint is not None else None
         self.n_restarts = int(saved.extra.get("n_restarts", 0)) if saved is not None else 0
+        if saved is not None and run.runtime.is_main:
+            run.store.abandon_after(saved.step)  # with a copy of the log, before that is cut
         folder = run.exp_dir if run.runtime.is_main else None
         offset = saved.metrics_offset if saved is not None else 0
         self.stats = Statistics(run.runtime, folder, offset, run.model.log_vars)
+        scaler = run.runtime.scaler
+        self._new_scaler = scaler.state_dict() if scaler is not None else None
         self._begin(run.model, saved.seed if saved is not None else run.runtime.seed)
         if run.checkpoint is not None:
             self._restore(run.checkpoint)
@@ -109,7 +118,7 @@ class Session:
 
     def _wrap(self) -> None:
         runtime = self.run.runtime
-        self._step = TrainingStep(runtime.wrap(self.model), self.optimizer, runtime, self._clip_grad)
+        self._step = TrainingStep(self.model, self.optimizer, runtime, self._clip_grad)
         self._scheduled = list(scheduled_modules(self.model))
 
     def take_step(self, batches: Sequence[FrameData], n_steps: int) -> None:
@@ -131,12 +140,15 @@ class Session:
         self.run.status.step = self.step
 
     def start_over(self) -> None:
-        """Begin again with the next seed: weights, optimizer, random streams, batches and log are new."""
+        """Begin again with the next seed: weights, optimizer, loss scale, random streams, batches and log are new."""
         self.n_restarts += 1
         if self.run.runtime.is_main:
             self.run.store.abandon_after(-1)
         self.run.runtime.barrier()
         self.stats.start_over(0)
+        scaler = self.run.runtime.scaler
+        if scaler is not None and self._new_scaler is not None:
+            scaler.load_state_dict(self._new_scaler)
         self._begin(self.run.new_model(self.seed + 1), self.seed + 1)
         self.run.status.step, self.run.status.last_checkpoint = 0, None
 
@@ -193,8 +205,6 @@ class Session:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         runtime, state = self.run.runtime, checkpoint.state
-        if runtime.is_main:
-            self.run.store.abandon_after(state.step)
         checkpoint.load_optimizer(self.model, self.optimizer)
         checkpoint.load_streams(dict(random_streams(self.model)), runtime.rank, runtime.world_size)
         self.schedule.load_state_dict(state.scheduler)

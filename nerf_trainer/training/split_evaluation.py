@@ -16,7 +16,10 @@ from nerf_trainer.training.stats import MetricSums, Statistics
 
 
 class InterruptibleLoader(FrameLoader):
-    """A loader whose epochs end with `StopRequestedError` as soon as a signal was received."""
+    """A loader whose epochs end with `StopRequestedError` as soon as a signal was received.
+
+    For a process that trains alone: of several, one that left would let the others wait for its sums.
+    """
 
     def __init__(self, loader: FrameLoader, signals: StopSignals) -> None:
         self._loader = loader
@@ -72,7 +75,7 @@ class SplitEvaluation:
             return None
         runtime = self._run.runtime
         loader.place(runtime.device, runtime.seed, runtime.rank, runtime.world_size)
-        return InterruptibleLoader(loader, signals)
+        return InterruptibleLoader(loader, signals) if runtime.world_size == 1 else loader
 
     def validate(self, model: ImplicitronModelBase, step: int, epoch: int) -> None:
         """Log the means of the model's losses over the validation views, where there are any."""
@@ -105,12 +108,13 @@ class SplitEvaluation:
 
     def preview(self, model: ImplicitronModelBase, step: int) -> None:
         """Render the first validation or test view for the live view of the run."""
-        loader = self._val or self._test
-        if loader is None or self._run.preview is None:
+        split, loader = ("val", self._val) if self._val is not None else ("test", self._test)
+        preview = self._run.preview
+        if loader is None or preview is None or not preview.reachable:
             return
         model.eval()
         with torch.no_grad(), self._run.runtime.autocast():
-            self._run.preview.view(model(next(iter(loader.steps(0)))), "train", step)
+            preview.view(model(next(iter(loader.steps(0)))), split, step)
         model.train()
 
     def was_tested(self, step: int) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,7 +19,7 @@ from torch import Tensor
 from nerf_trainer.errors import DivergenceError
 from nerf_trainer.training.metrics_log import MetricsLog, Row, read_rows
 from nerf_trainer.training.runtime import Runtime
-from nerf_trainer.training.step import StepResult
+from nerf_trainer.training.step import OVERFLOWS, StepResult
 from nerf_trainer.visualization.plots import History, draw_train_stats
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -79,9 +79,11 @@ class MetricSums:
     def read(self, runtime: Runtime) -> Means:
         """The means over all ranks since the last read, in one read-back; starts the next sums."""
         skips = torch.stack([self._skipped, self._longest])
-        sums = [runtime.sum_over_ranks(group) for group in self._groups.values()]
+        # A rank may have had nothing to add, or other metrics: all of them sum the same groups in the same order.
+        groups = dict.fromkeys(runtime.gather_objects(list(self._groups)))
+        sums = [runtime.sum_over_ranks(self._sums_of(group)) for group in groups]
         n_skipped, longest, *numbers = torch.cat([skips, *(group.T.flatten() for group in sums)]).tolist()
-        names = [name for group in self._groups for name in group]
+        names = [name for group in groups for name in group]
         found: dict[str, list[float]] = {name: [0.0, 0.0, 0.0] for name in names}
         for i, name in enumerate(names):
             found[name] = [a + b for a, b in zip(found[name], numbers[3 * i : 3 * i + 3], strict=True)]
@@ -95,6 +97,11 @@ class MetricSums:
             skipped_in_a_row=round(longest),
             not_finite=tuple(name for name, (_, _, blamed) in found.items() if blamed),
         )
+
+    def _sums_of(self, names: tuple[str, ...]) -> Float[Tensor, "3 n"]:
+        """This rank's sums of a group of metrics; zeros where it has none."""
+        own = self._groups.get(names)
+        return torch.zeros(3, len(names), dtype=torch.float64, device=self._device) if own is None else own
 
     def state(self) -> dict[str, Any]:
         """What was summed and not read yet, as JSON."""
@@ -111,6 +118,17 @@ class MetricSums:
         self._groups = {tuple(group["names"]): make(group["sums"]) for group in state["groups"]}
         self.n_steps = int(state["n_steps"])
         self._in_a_row, self._skipped, self._longest = (make(value) for value in state["skips"])
+
+
+class Reading(NamedTuple):
+    """What was read back of some training steps."""
+
+    row: Row
+    """The line that was written about them."""
+    means: Means
+    """Their means."""
+    notice: str | None
+    """What to tell the user where the line could not be written."""
 
 
 class Statistics:
@@ -157,7 +175,7 @@ class Statistics:
         self._timed_steps += 1
         self._timed_rays += result.n_rays * self._runtime.world_size
 
-    def read(self, step: int, epoch: int, learning_rate: float) -> tuple[Row, Means]:
+    def read(self, step: int, epoch: int, learning_rate: float) -> Reading:
         """Read the steps since the last read and write a line about them.
 
         Args:
@@ -182,13 +200,13 @@ class Statistics:
             **self.logged(means.values),
         }
         self._start_timing()
-        self.write(row)
+        notice = self.write(row)
         if means.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise DivergenceError(
                 f"{blamed(means)} was not finite in {means.skipped_in_a_row} steps in a row up to step {step}; "
                 "the weights are as they were before; lower the learning rate, set clip_grad, or use precision=fp32"
             )
-        return row, means
+        return Reading(row, means, notice)
 
     def write(self, row: Row) -> str | None:
         """Write a line; a notice when the disk refuses for the first time."""
@@ -197,7 +215,7 @@ class Statistics:
 
     def logged(self, values: Mapping[str, float]) -> dict[str, float]:
         """Those of `values` that a log shows."""
-        always = {"objective", "grad_norm"}
+        always = {"objective", "grad_norm", OVERFLOWS}
         hidden = {OPACITY, FOREGROUND}
         return {
             name: value

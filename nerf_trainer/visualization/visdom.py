@@ -134,6 +134,11 @@ class VisdomPreview:
         self._client = client
         self._env = env
 
+    @property
+    def reachable(self) -> bool:
+        """False for a while after the server failed."""
+        return self._client.reachable
+
     def row(self, row: Mapping[str, Any]) -> None:
         """Show a logged line's values."""
         if self._client.reachable:

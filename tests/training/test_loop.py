@@ -6,7 +6,6 @@ import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from nerf_trainer.config import Factory
 from nerf_trainer.errors import CheckpointError, DivergenceError
@@ -14,9 +13,9 @@ from nerf_trainer.experiment import Experiment
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.interruption import RunStoppedError
 from nerf_trainer.training.loop import ImplicitronTrainingLoop
-from nerf_trainer.training.metrics_log import read_rows
 from nerf_trainer.training.model_factory import ImplicitronModelFactory
 from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory
+from tests.training.run_records import StopAfter, final, logged
 from tests.training.tiny_run import TinyEvaluator, TinyModel, TinySource
 
 
@@ -41,42 +40,6 @@ def drawing(request, monkeypatch):
 @pytest.fixture
 def drawn_curves():
     """Asks for curves."""
-
-
-def logged(folder):
-    """All lines without what depends on the clock."""
-    rows = read_rows(folder / "metrics.jsonl")
-    return [
-        {k: v for k, v in row.items() if k not in ("sec_per_step", "rays_per_s", "peak_memory_gib")} for row in rows
-    ]
-
-
-def final(folder):
-    """All that the newest checkpoint holds, exactly, but for what depends on the clock or on the test run itself."""
-    path = CheckpointStore(folder).latest().path
-    state = json.loads((path / "state.json").read_text())
-    del state["metrics_offset"]  # lines with times are not always equally long
-    random_states = load_file(path / "rng-0.safetensors")
-    del random_states["global.python"]  # the shape checks of the test run draw from it
-    held = {name: (path / name).read_bytes() for name in ("model.safetensors", "optim.safetensors")}
-    return {**held, "state": state, "random": {name: t.tolist() for name, t in random_states.items()}}
-
-
-class StopAfter:
-    """Sends this process a signal once the n-th step of a run is done."""
-
-    def __init__(self, monkeypatch, n, number=signal.SIGTERM):
-        from nerf_trainer.training.session import Session
-
-        take_step, done = Session.take_step, []
-
-        def counted(session, *args):
-            take_step(session, *args)
-            done.append(session.step)
-            if len(done) == n:
-                os.kill(os.getpid(), number)
-
-        monkeypatch.setattr(Session, "take_step", counted)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +191,7 @@ def test_resume_from_an_older_epoch_moves_newer_checkpoints_aside(tmp_path):
     before = logged(tmp_path)
     experiment(tmp_path, store_checkpoints_purge=0, factory={"resume_epoch": 0}).run()
     assert sorted(p.name for p in (tmp_path / "checkpoints" / "abandoned-1").iterdir()) == [
+        "metrics.jsonl",
         "step-00000008",
         "step-00000012",
     ]
@@ -324,3 +288,83 @@ def test_disk_that_refuses_three_times_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(CheckpointStore, "save", full)
     with pytest.raises(StorageError):
         experiment(tmp_path).run()
+
+
+def test_full_disk_costs_the_log_and_is_said_once(tmp_path, monkeypatch, capsys):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    from nerf_trainer.training.session import Session
+
+    take_step = Session.take_step
+
+    def full_from_the_first_step(session, *args):
+        take_step(session, *args)
+        if session.step == 1:
+            (tmp_path / "metrics.jsonl").unlink()
+            (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+
+    monkeypatch.setattr(Session, "take_step", full_from_the_first_step)
+    assert experiment(tmp_path, source={"has_val": False}).run().step == 12
+    assert capsys.readouterr().out.count("could not be written (No space left on device); training goes on") == 1
+
+
+@pytest.mark.parametrize("factory", [{"resume": False}, {"resume_epoch": 0}])
+def test_the_log_moves_aside_with_the_checkpoints(tmp_path, factory):
+    experiment(tmp_path, store_checkpoints_purge=0).run()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    experiment(tmp_path, store_checkpoints_purge=0, factory=factory).run()
+    assert (tmp_path / "checkpoints" / "abandoned-1" / "metrics.jsonl").read_bytes() == before
+    assert len(logged(tmp_path)) == len(before.splitlines())
+
+
+def test_dead_start_is_seen_though_the_log_has_a_line_an_epoch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("nerf_trainer.training.dead_start._PATIENCE", 6)
+    monkeypatch.setattr("nerf_trainer.training.dead_start._FIRST_STEPS", 8)
+    monkeypatch.setattr(TinyModel, "made", 0)
+    experiment(tmp_path, model={"dead_seeds": 1}, source={"n_steps": 20}, metric_print_interval=100).run()
+    assert capsys.readouterr().out.count("beginning anew with seed 43") == 1
+
+
+def test_loss_scale_begins_anew_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("nerf_trainer.training.dead_start._PATIENCE", 3)
+    monkeypatch.setattr(TinyModel, "made", 0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
+    monkeypatch.setattr("nerf_trainer.training.runtime.Runtime.scaler", scaler)
+    monkeypatch.setattr("accelerate.Accelerator.backward", lambda self, loss: scaler.scale(loss).backward())
+    experiment(tmp_path, model={"dead_seeds": 1}).run()
+    # Two finite steps double the scale; of the 12 of the second start six pairs do, and the first start's don't count.
+    assert scaler.get_scale() == 64.0 * 2**6
+
+
+class Watcher:
+    """A preview that a test looks at."""
+
+    def __init__(self, reachable):
+        self.reachable = reachable
+        self.views = []
+
+    def row(self, row):
+        pass
+
+    def view(self, predictions, split, step):
+        self.views.append((split, step))
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(("source", "split"), [({}, "val"), ({"has_val": False}, "test")])
+@pytest.mark.parametrize("reachable", [True, False])
+def test_previews_are_rendered_for_those_who_can_see_them(tmp_path, monkeypatch, source, split, reachable):
+    watcher, training = Watcher(reachable), []
+    forward = TinyModel.forward
+
+    def watched(model, frames):
+        training.append(model.training)
+        return forward(model, frames)
+
+    monkeypatch.setattr(TinyModel, "forward", watched)
+    monkeypatch.setattr(ImplicitronTrainingLoop, "preview", lambda loop, folder, notice: watcher)
+    experiment(tmp_path, source=source, visualize_interval=3, max_epochs=1, test_interval=1).run()
+    assert training[:4] == [True, True, True, not reachable]
+    assert [view for view in watcher.views if view[1] == 3] == ([(split, 3)] if reachable else [])

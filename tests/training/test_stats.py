@@ -85,7 +85,7 @@ def test_only_log_vars_reach_the_log(tmp_path):
     stats = Statistics(Runtime(), tmp_path, log_vars=("loss_x", "sec/it", "epoch", "loss_never"))
     stats.add(result(1.0))
     stats.add(result(3.0))
-    row, _ = stats.read(2, 0, 0.1)
+    row, *_ = stats.read(2, 0, 0.1)
     (line,) = read_rows(tmp_path / "metrics.jsonl")
     assert line == row
     assert {name: line[name] for name in ("step", "epoch", "split", "lr", "loss_x", "objective")} == {
@@ -115,3 +115,27 @@ def test_history_is_read_back_from_the_log(tmp_path):
     stats.read(4, 0, 0.1)
     resumed = Statistics(Runtime(), tmp_path, offset)
     assert resumed.history.curve("train", "loss_x") == ([1, 2, 3], [1.0, 2.0, 3.0])
+
+
+class TwoRanks(Runtime):
+    """What one rank hears from another that added nothing, or other metrics."""
+
+    def __init__(self, others):
+        super().__init__()
+        self._others = others
+
+    def gather_objects(self, items):
+        return [*items, *self._others]
+
+    def sum_over_ranks(self, values):
+        self.reduced = [*getattr(self, "reduced", []), tuple(values.shape)]
+        return values
+
+
+def test_ranks_sum_the_same_groups_though_one_of_them_added_nothing():
+    busy, idle = MetricSums(torch.device("cpu")), MetricSums(torch.device("cpu"))
+    busy.add(scalars(a=1.0, b=2.0))
+    here, there = TwoRanks([]), TwoRanks([("a", "b")])
+    assert busy.read(here).values == {"a": 1.0, "b": 2.0}
+    assert math.isnan(idle.read(there).values["a"])
+    assert here.reduced == there.reduced == [(3, 2)]
