@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nerf_trainer.config import prune
 from nerf_trainer.errors import CheckpointError, StorageError, keyed_line, shown
@@ -76,6 +77,37 @@ def differences(old: str, new: str) -> dict[str, tuple[Any, Any]]:
     pairs = {key: (before.get(key, _MISSING), after.get(key, _MISSING)) for key in keys}
     differing = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     return {key: tuple(None if v is _MISSING else v for v in pair) for key, pair in differing.items()}  # type: ignore[misc]
+
+
+def derived_changes(folder: Path, text: str) -> list[str]:
+    """Notices, one line each, about settings that a continued run gets another value of through an interpolation.
+
+    A schedule that follows max_epochs, say: raising the number of epochs also changes what the schedule would have been
+    in the epochs that are done, which a run of that length from the start would have had.
+
+    Args:
+        folder: the run's folder; nothing is said where it holds no run.
+        text: the present configuration (see `to_text`).
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return []
+    old = path.read_text(encoding="utf-8")
+    written, before, after = dict(_leaves(_parse(text))), OmegaConf.create(old), OmegaConf.create(text)
+    notices = []
+    for key, value in dict(_leaves(_parse(old))).items():
+        if "${" not in str(value) or written.get(key) != value or _FREE.search(key):
+            continue
+        try:
+            pair = OmegaConf.select(before, key), OmegaConf.select(after, key)
+        except OmegaConfBaseException:
+            continue  # what it points to is not part of the kept configuration
+        if pair[0] != pair[1]:
+            notices.append(
+                f"{key}: was {shown(pair[0])}, is {shown(pair[1])} from here on ({value}); "
+                f"a run with {shown(pair[1])} from its start would differ: give {key}={pair[0]} to go on as before"
+            )
+    return notices
 
 
 def settle_folder(folder: Path, text: str, on_conflict: OnConflict) -> Path:

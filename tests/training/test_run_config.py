@@ -3,7 +3,15 @@ import yaml
 from omegaconf import OmegaConf
 
 from nerf_trainer.errors import CheckpointError
-from nerf_trainer.training.run_config import OnConflict, differences, digest, save, settle_folder, to_text
+from nerf_trainer.training.run_config import (
+    OnConflict,
+    derived_changes,
+    differences,
+    digest,
+    save,
+    settle_folder,
+    to_text,
+)
 
 CONFIG = {
     "exp_dir": "a",
@@ -86,3 +94,28 @@ def test_new_folder_is_found_again_by_the_same_command(tmp_path):
 def test_folder_without_checkpoints_is_free(tmp_path):
     save(tmp_path, changed())
     assert settle_folder(tmp_path, changed(seed=2), OnConflict.error) == tmp_path
+
+
+def test_values_that_follow_a_free_key_are_said(tmp_path):
+    follows = {
+        "training_loop_L_args__step_size": "${training_loop_L_args.max_epochs}",
+        "training_loop_L_args__metric_print_interval": "${training_loop_L_args.max_epochs}",
+    }
+    save(tmp_path, changed(**follows))
+    assert derived_changes(tmp_path, changed(**follows)) == []
+    (notice,) = derived_changes(tmp_path, changed(**follows, training_loop_L_args__max_epochs=5))
+    assert notice.startswith("training_loop_L_args.step_size: was 3, is 5 from here on (${training_loop_L_args.max")
+    assert "\n" not in notice
+    assert differences(changed(**follows), changed(**follows, training_loop_L_args__max_epochs=5)) == {}
+
+
+def test_interpolations_of_the_environment_stay_unseen(tmp_path, monkeypatch):
+    monkeypatch.setenv("A_SECRET_OF_THE_USER", "hunter2")
+    save(tmp_path, changed())
+    assert derived_changes(tmp_path, changed(training_loop_L_args__max_epochs=5)) == []
+    monkeypatch.delenv("A_SECRET_OF_THE_USER")
+    assert derived_changes(tmp_path, changed()) == []
+
+
+def test_a_folder_without_a_run_says_nothing(tmp_path):
+    assert derived_changes(tmp_path, changed()) == []
