@@ -21,9 +21,16 @@ class PixelStore:
     """One past the last pixel of each image: the running sum of the images' pixel counts."""
     sizes_hw: Int[Tensor, "N 2"]
     """Image sizes (height, width), on the store's device."""
+    has_alpha: bool = True
+    """Whether any image has an alpha channel; without, nothing is known of what is foreground."""
 
     @classmethod
-    def from_images(cls, images: Sequence[UInt8[Tensor, "_ _ 4"]], device: torch.device | str = "cpu") -> "PixelStore":
+    def from_images(
+        cls,
+        images: Sequence[UInt8[Tensor, "_ _ 4"]],
+        device: torch.device | str = "cpu",
+        has_alpha: bool = True,
+    ) -> "PixelStore":
         """Pack RGBA images, which may differ in size, in the order of their cameras."""
         sizes = torch.tensor([image.shape[:2] for image in images])
         rgba = torch.empty(int(sizes.prod(dim=1).sum()), 4, dtype=torch.uint8, device=device)
@@ -31,7 +38,7 @@ class PixelStore:
         for image, end in zip(images, ends.tolist(), strict=True):
             flat = image.reshape(-1, 4)
             rgba[end - flat.shape[0] : end] = flat.to(device)
-        return cls(rgba=rgba, ends=ends.to(device), sizes_hw=sizes.to(device))
+        return cls(rgba=rgba, ends=ends.to(device), sizes_hw=sizes.to(device), has_alpha=has_alpha)
 
     @property
     def n_images(self) -> int:
@@ -42,7 +49,7 @@ class PixelStore:
         return self.rgba.shape[0]
 
     def to(self, device: torch.device | str) -> Self:
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return replace(self, rgba=self.rgba.to(device), ends=self.ends.to(device), sizes_hw=self.sizes_hw.to(device))
 
     def draw(
         self, n: int, generator: torch.Generator, center_fraction: float = 1.0
@@ -68,13 +75,30 @@ class PixelStore:
 
     def gather(
         self, camera_index: Int[Tensor, "*rays"], xy: Float[Tensor, "*rays 2"]
-    ) -> tuple[Float[Tensor, "*rays 3"], Float[Tensor, "*rays 1"]]:
-        """Colours in [0, 1] (straight, not composited) and alpha in [0, 1] of the pixels that `xy` falls into."""
+    ) -> tuple[Float[Tensor, "*rays 3"], Float[Tensor, "*rays 1"] | None]:
+        """Colours in [0, 1] (straight, not composited) and alpha in [0, 1] of the pixels that `xy` falls into.
+
+        Alpha is None where no image has any.
+        """
         size = self.sizes_hw[camera_index]
         start = self.ends[camera_index] - size[..., 0] * size[..., 1]
         columns, rows = xy.long().unbind(-1)
         rgba = self.rgba[start + rows * size[..., 1] + columns].float() / 255
-        return rgba[..., :3], rgba[..., 3:]
+        return rgba[..., :3], rgba[..., 3:] if self.has_alpha else None
+
+
+@dataclass(frozen=True)
+class FrameContents:
+    """What the batches of a split may hold besides cameras."""
+
+    image_rgb: bool = True
+    """Colours."""
+    fg_probability: bool = True
+    """What is foreground, for some frames at least."""
+    depth_map: bool = True
+    """Depth, for some frames at least."""
+    is_resident: bool = False
+    """Whether a batch is a whole scene as a `PixelStore`."""
 
 
 @dataclass(frozen=True)

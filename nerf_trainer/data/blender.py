@@ -8,7 +8,6 @@ A folder may have a `meta.json` with `depth_scale`: an image `r_0.png` with a fi
 depth, 16-bit grey, steps of depth_scale world units along the view axis, 0 where nothing was hit.
 """
 
-import logging
 import math
 import os
 from collections import Counter
@@ -29,11 +28,9 @@ from nerf_trainer.data.files import (
     shown,
 )
 from nerf_trainer.data.images import MAX_MEGAPIXELS, ImageHeader, read_header
-from nerf_trainer.data.poses import camera_from_opengl, read_rigid_pose, report_skew
+from nerf_trainer.data.poses import camera_from_opengl, read_rigid_pose, skew_notices
 from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap, DatasetMapProviderBase, SceneFrame, SingleSceneDataset
 from nerf_trainer.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 _LENS = ("k1", "k2", "k3", "k4", "p1", "p2")
 
@@ -70,23 +67,22 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
 
     def get_dataset_map(self) -> DatasetMap:
         root = scene_folder(self.base_dir)
-        train = self._read_split(root, "train")
+        notices: list[str] = []
+        train = self._read_split(root, "train", notices)
         if train is None:
             found = ", ".join(sorted(path.name for path in root.glob("*.json"))[:5]) or "no JSON file"
             raise DataError(
                 f"{shown(root / 'transforms_train.json')}: missing (the folder has {shown(found)}), expected the "
                 "training cameras; fix base_dir, which is the folder of one scene"
             )
-        val, test = self._read_split(root, "val"), self._read_split(root, "test")
-        for name, split in (("val", val), ("test", test)):
-            if split is None:
-                logger.info("%s: no transforms_%s.json, so there is no %s split", self.object_name, name, name)
-        _warn_of_repeats(self.object_name, train, test)
+        val, test = self._read_split(root, "val", notices), self._read_split(root, "test", notices)
+        notices += _repeats(self.object_name, train, test)
         if test is not None:
             test = test.with_known_frames(train, self.n_known_frames_for_test)
-        return DatasetMap(train=train, val=val, test=test)
+        return DatasetMap(train=train, val=val, test=test, notices=tuple(notices))
 
-    def _read_split(self, root: Path, split: str) -> SingleSceneDataset | None:
+    def _read_split(self, root: Path, split: str, notices: list[str]) -> SingleSceneDataset | None:
+        """The split, if its file is there; what the user should know of it is added to `notices`."""
         name = f"transforms_{split}.json"
         file = resolve_inside(root, name, name, self.allow_external)
         if not os.path.exists(file):
@@ -98,7 +94,7 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
             raise content.member("frames").wrong("at least one frame", "an empty array")
         images = [self._image(root, frame) for frame in kept]
         poses, skews = zip(*(read_rigid_pose(frame.member("transform_matrix")) for frame in kept), strict=True)
-        report_skew(shown(file), list(skews))
+        notices += skew_notices(shown(file), list(skews))
         R, T = camera_from_opengl(torch.stack(poses))
         lenses = [_read_lens(content, header.size_hw) for _, header in images]
         factor = self.downscale_factor
@@ -183,12 +179,14 @@ def _read_lens(content: JsonNode, size_hw: tuple[int, int]) -> _Lens:
     return _Lens(focal=(focal_x, focal_y), principal_point=(center_x, center_y))
 
 
-def _warn_of_repeats(scene: str, train: SingleSceneDataset, test: SingleSceneDataset | None) -> None:
-    """Say so when images stand twice in a split, or test images are trained on: results would mean less."""
+def _repeats(scene: str, train: SingleSceneDataset, test: SingleSceneDataset | None) -> list[str]:
+    """A notice when images stand twice in a split, or test images are trained on: results would mean less."""
+    notices = []
     for name, split in (("train", train), ("test", test)):
         twice = [path for path, n in Counter(split.image_paths if split else ()).items() if n > 1]
         if twice:
-            logger.warning("%s: %d images stand twice in %s, the first is %s", scene, len(twice), name, twice[0])
+            notices.append(f"{scene}: {len(twice)} images stand twice in {name}, the first is {twice[0]}")
     shared = sorted(set(train.image_paths) & set(test.image_paths if test else ()))
     if shared:
-        logger.warning("%s: %d test images are trained on too, the first is %s", scene, len(shared), shared[0])
+        notices.append(f"{scene}: {len(shared)} test images are trained on too, the first is {shared[0]}")
+    return notices

@@ -83,9 +83,8 @@ class BatchConditioningType(Enum):
     """From the known frames of the sequence."""
 
 
-@registry.register
-class SequenceDataLoaderMapProvider(DataLoaderMapProviderBase):
-    """Batches of whole images of one sequence; val and test come one target view a batch."""
+class ImageDataLoaderMapProvider(DataLoaderMapProviderBase):
+    """Batches of whole images; val and test come one target view a batch."""
 
     batch_size: int = 1
     """Images a training batch."""
@@ -97,6 +96,29 @@ class SequenceDataLoaderMapProvider(DataLoaderMapProviderBase):
     """Validation views, spread evenly over the split; 0 for all."""
     dataset_length_test: int = 0
     """Test views, spread evenly over the split; 0 for all."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("batch_size", self.batch_size, 1)
+        _require_at_least("num_workers", self.num_workers, 0)
+        _require_at_least("dataset_length_train", self.dataset_length_train, 0)
+        _require_at_least("dataset_length_val", self.dataset_length_val, 0)
+        _require_at_least("dataset_length_test", self.dataset_length_test, 0)
+
+    def get_data_loader_map(self, datasets: DatasetMap) -> DataLoaderMap:
+        train = None
+        if datasets.train is not None:
+            train = ShuffledFrameLoader(datasets.train, self.batch_size, self.dataset_length_train, self.num_workers)
+        return DataLoaderMap(
+            train=train,
+            val=_evaluation(datasets.val, self.dataset_length_val, self.num_workers),
+            test=_evaluation(datasets.test, self.dataset_length_test, self.num_workers),
+        )
+
+
+@registry.register
+class SequenceDataLoaderMapProvider(ImageDataLoaderMapProvider):
+    """Batches of whole images of one sequence; val and test come one target view a batch."""
+
     train_conditioning_type: BatchConditioningType = BatchConditioningType.SAME
     """Where source views come from in training."""
     val_conditioning_type: BatchConditioningType = BatchConditioningType.SAME
@@ -112,12 +134,9 @@ class SequenceDataLoaderMapProvider(DataLoaderMapProviderBase):
     consecutive_frames_max_gap_seconds: float = 0.1
     """Largest step in time between consecutive frames, seconds; 0 for no limit."""
 
-    def __post_init__(self) -> None:
-        _check_image_options(self)
-
     def get_data_loader_map(self, datasets: DatasetMap) -> DataLoaderMap:
         self._require_single_scene(datasets)
-        return _image_loaders(self, datasets)
+        return super().get_data_loader_map(datasets)
 
     def _require_single_scene(self, datasets: DatasetMap) -> None:
         """Refuse options that mean nothing for one sequence of unordered photographs."""
@@ -139,52 +158,12 @@ class SequenceDataLoaderMapProvider(DataLoaderMapProviderBase):
 
 
 @registry.register
-class SimpleDataLoaderMapProvider(DataLoaderMapProviderBase):
+class SimpleDataLoaderMapProvider(ImageDataLoaderMapProvider):
     """Batches of whole images, drawn from all training frames alike; val and test come one target view a batch."""
-
-    batch_size: int = 1
-    """Images a training batch."""
-    num_workers: int = 0
-    """Threads that decode ahead; 0 decodes when a batch is asked for. The order of batches does not depend on it."""
-    dataset_length_train: int = 0
-    """Steps of an epoch, in as many shuffled passes as it takes; 0 for one pass."""
-    dataset_length_val: int = 0
-    """Validation views, spread evenly over the split; 0 for all."""
-    dataset_length_test: int = 0
-    """Test views, spread evenly over the split; 0 for all."""
-
-    def __post_init__(self) -> None:
-        _check_image_options(self)
-
-    def get_data_loader_map(self, datasets: DatasetMap) -> DataLoaderMap:
-        return _image_loaders(self, datasets)
-
-
-def _image_loaders(
-    options: SequenceDataLoaderMapProvider | SimpleDataLoaderMapProvider, datasets: DatasetMap
-) -> DataLoaderMap:
-    train = None
-    if datasets.train is not None:
-        train = ShuffledFrameLoader(
-            datasets.train, options.batch_size, options.dataset_length_train, options.num_workers
-        )
-    return DataLoaderMap(
-        train=train,
-        val=_evaluation(datasets.val, options.dataset_length_val, options.num_workers),
-        test=_evaluation(datasets.test, options.dataset_length_test, options.num_workers),
-    )
 
 
 def _evaluation(dataset: DatasetBase | None, n_steps: int, num_workers: int) -> EvaluationFrameLoader | None:
     return None if dataset is None else EvaluationFrameLoader(dataset, n_steps, num_workers)
-
-
-def _check_image_options(options: SequenceDataLoaderMapProvider | SimpleDataLoaderMapProvider) -> None:
-    _require_at_least("batch_size", options.batch_size, 1)
-    _require_at_least("num_workers", options.num_workers, 0)
-    _require_at_least("dataset_length_train", options.dataset_length_train, 0)
-    _require_at_least("dataset_length_val", options.dataset_length_val, 0)
-    _require_at_least("dataset_length_test", options.dataset_length_test, 0)
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import UInt8
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nerf_trainer.data.splits import UNSEEN, DatasetBase
 from nerf_trainer.errors import ConfigError, DataError
-from nerf_trainer.frames import FrameData, PixelStore
+from nerf_trainer.frames import FrameContents, FrameData, PixelStore
 from nerf_trainer.randomness import derive_seed
 
 
@@ -42,6 +42,11 @@ class FrameLoader(ABC):
     def steps(self, epoch: int, start: int = 0) -> Iterator[FrameData]:
         """The batches of epoch `epoch` from step `start` on, on the device."""
 
+    @property
+    def contents(self) -> FrameContents:
+        """What the batches may hold; known before `place`."""
+        return FrameContents()
+
 
 class ResidentFrameLoader(FrameLoader):
     """A scene that stays on the device: each step is all of its pixels and cameras, and the ray sampler draws.
@@ -60,7 +65,8 @@ class ResidentFrameLoader(FrameLoader):
         return self._n_steps
 
     def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        pixels = PixelStore.from_images(_decode_all(self._dataset), device=device)
+        images = _decode_all(self._dataset)
+        pixels = PixelStore.from_images(images, device, has_alpha=self.contents.fg_probability)
         frames = self._dataset.as_batch()
         self._scene = FrameData(
             cameras=frames.cameras.to(device),
@@ -70,6 +76,10 @@ class ResidentFrameLoader(FrameLoader):
             frame_type=frames.frame_type,
             image_path=frames.image_path,
         )
+
+    @property
+    def contents(self) -> FrameContents:
+        return replace(self._dataset.contents, depth_map=False, is_resident=True)
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[FrameData]:
         if self._scene is None:
@@ -89,6 +99,10 @@ class _DecodingLoader(FrameLoader):
 
     def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self._device, self._seed, self._rank, self._world_size = device, seed, rank, world_size
+
+    @property
+    def contents(self) -> FrameContents:
+        return self._dataset.contents
 
     @abstractmethod
     def _batch(self, epoch: int, step: int) -> list[int]:

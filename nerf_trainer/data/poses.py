@@ -1,19 +1,17 @@
 """Camera poses as datasets write them, checked and turned into the project's convention."""
 
-import logging
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nerf_trainer.data.files import JsonNode
 
-logger = logging.getLogger(__name__)
-
 MAX_SKEW = 1e-3
 """Largest entry of |R^T R - 1| that is taken for rounding; beyond it the matrix is no rotation."""
 NOTABLE_SKEW = 1e-6
-"""Above it the rotation is replaced by the nearest one, and that is said."""
+"""Above it the rotation is replaced by the nearest one."""
+SAID_SKEW = 1e-5
+"""Above it that is said: less is what single precision leaves of a rotation."""
 
 
 def camera_from_opengl(
@@ -34,7 +32,7 @@ def read_rigid_pose(node: JsonNode) -> tuple[Float[Tensor, "4 4"], float]:
     """A camera-to-world matrix that is a rotation and a translation, in float64, and how skew it was as written.
 
     Between `NOTABLE_SKEW` and `MAX_SKEW` the nearest rotation (polar decomposition) takes the place of the one
-    written; the caller says so once.
+    written.
 
     Raises:
         DataError: not 4x4, not finite, a bottom row other than 0 0 0 1, not orthonormal or mirrored.
@@ -55,14 +53,12 @@ def read_rigid_pose(node: JsonNode) -> tuple[Float[Tensor, "4 4"], float]:
     return pose, skew
 
 
-def report_skew(where: str, skews: list[float]) -> None:
-    """Say once a file how many rotations were replaced by the nearest one, if any were."""
-    notable = [skew for skew in skews if skew > NOTABLE_SKEW]
-    if notable:
-        logger.info(
-            "%s: %d of %d rotations were not quite orthonormal (off by up to %.2g); the nearest rotation is used",
-            where,
-            len(notable),
-            len(skews),
-            max(notable),
-        )
+def skew_notices(where: str, skews: list[float]) -> list[str]:
+    """A notice for a file whose rotations were replaced by the nearest ones, if they were off by more than rounding."""
+    said = [skew for skew in skews if skew > SAID_SKEW]
+    if not said:
+        return []
+    return [
+        f"{where}: {len(said)} of {len(skews)} rotations were not quite orthonormal (off by up to {max(said):.2g}); "
+        "the nearest rotation is used"
+    ]

@@ -13,7 +13,7 @@ from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import ReplaceableBase
 from nerf_trainer.data.images import MAX_MEGAPIXELS, downscale_depth, downscale_rgba, read_depth, read_rgba
 from nerf_trainer.errors import DataError
-from nerf_trainer.frames import FrameData
+from nerf_trainer.frames import FrameContents, FrameData
 from nerf_trainer.randomness import derive_seed
 
 KNOWN, UNSEEN = "known", "unseen"
@@ -65,6 +65,11 @@ class DatasetBase(ABC):
     def get_eval_batches(self) -> list[list[int]] | None:
         """Frame indices of each batch to evaluate, the target first and source views after; None if not laid down."""
         return None
+
+    @property
+    def contents(self) -> FrameContents:
+        """What the frames hold besides cameras, as far as it is known without decoding any."""
+        return FrameContents()
 
     @property
     def image_sizes_hw(self) -> Int[Tensor, "N 2"]:
@@ -211,6 +216,13 @@ class SingleSceneDataset(DatasetBase):
     def image_paths(self) -> tuple[str, ...]:
         return tuple(str(frame.path) for frame in self._frames)
 
+    @property
+    def contents(self) -> FrameContents:
+        return FrameContents(
+            fg_probability=any(frame.has_alpha for frame in self._frames),
+            depth_map=any(frame.depth_path is not None for frame in self._frames),
+        )
+
     def get_eval_batches(self) -> list[list[int]] | None:
         return self._eval_batches
 
@@ -248,6 +260,8 @@ class DatasetMap:
     """What is looked at while training."""
     test: DatasetBase | None = None
     """What results are reported on."""
+    notices: tuple[str, ...] = ()
+    """What a user should know of the data and need not mend, one line each."""
 
     def items(self) -> Iterator[tuple[str, DatasetBase]]:
         """The splits that there are, by name."""

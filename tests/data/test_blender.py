@@ -60,14 +60,15 @@ def test_images_without_alpha_have_no_mask(scene):
     Image.new("RGB", (32, 24), (10, 20, 30)).save(scene.image("train", 0))
     train = load(scene.root).train
     assert train[0].fg_probability is None
+    assert train.contents.fg_probability and not train.contents.depth_map, "the others have alpha"
     assert train.rgba(0)[0, 0].tolist() == [10, 20, 30, 255]
 
 
-def test_missing_val_is_a_notice_and_missing_train_an_error(scene, caplog):
+def test_missing_val_is_no_split_and_missing_train_an_error(scene, caplog):
     with caplog.at_level(logging.INFO):
         datasets = load(scene.root)
     assert datasets.val is None and [name for name, _ in datasets.items()] == ["train", "test"]
-    assert [r.message for r in caplog.records] == ["points: no transforms_val.json, so there is no val split"]
+    assert datasets.notices == () and not caplog.records, "whoever asks for the split says that there is none"
     (scene.root / "transforms_train.json").unlink()
     with pytest.raises(DataError, match=r"transforms_train.json: missing \(the folder has transforms_test.json\)"):
         load(scene.root)
@@ -252,13 +253,12 @@ def test_links_that_leave_the_scene_need_permission(scene, tmp_path):
     assert len(load(scene.root, allow_external=True).train) == 6
 
 
-def test_repeats_are_warned_of(scene, caplog):
+def test_repeats_are_noticed(scene):
     scene.contents["train"]["frames"][1]["file_path"] = "train/r_0"
     scene.contents["test"]["frames"][1]["file_path"] = "train/r_3"
     scene.write("train")
     scene.write("test")
-    load(scene.root)
-    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    warnings = load(scene.root).notices
     assert len(warnings) == 2
     assert "1 images stand twice in train" in warnings[0] and warnings[0].endswith("r_0.png")
     assert "1 test images are trained on too" in warnings[1] and warnings[1].endswith("r_3.png")

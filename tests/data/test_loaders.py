@@ -10,6 +10,7 @@ from nerf_trainer.data.blender import BlenderDatasetMapProvider
 from nerf_trainer.data.loaders import EvaluationFrameLoader, FrameLoader, ResidentFrameLoader, ShuffledFrameLoader
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.frames import FrameContents
 
 
 def load(scene, **options) -> DatasetMap:
@@ -166,3 +167,20 @@ def test_source_views_come_after_the_target(scene):
     for target, frames in enumerate(loader.steps(0)):
         assert frames.frame_number[0] == target
         assert frames.frame_type == ("unseen", "known", "known") and frames.image_rgb.shape[0] == 3
+
+
+def test_resident_and_decoded_batches_agree_on_what_is_foreground(scene):
+    def loaders():
+        train = load(scene).train
+        return ResidentFrameLoader(train, 1), ShuffledFrameLoader(train, 1, 0, 0)
+
+    resident, decoded = loaders()
+    assert resident.contents == FrameContents(depth_map=False, is_resident=True)
+    assert decoded.contents == FrameContents(depth_map=False)
+    for i in range(len(scene.contents["train"]["frames"])):
+        Image.new("RGB", (32, 24), (10, 20, 30)).save(scene.image("train", i))
+    resident, decoded = loaders()
+    assert not resident.contents.fg_probability and not decoded.contents.fg_probability
+    assert next(placed(decoded).steps(0)).fg_probability is None
+    pixels = next(placed(resident).steps(0)).pixels
+    assert pixels.to("cpu").gather(torch.tensor([[0]]), torch.tensor([[[0.5, 0.5]]]))[1] is None

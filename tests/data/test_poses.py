@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nerf_trainer.data.files import JsonNode
-from nerf_trainer.data.poses import camera_from_opengl, read_rigid_pose
+from nerf_trainer.data.poses import camera_from_opengl, read_rigid_pose, skew_notices
 from nerf_trainer.errors import DataError
 
 
@@ -88,3 +88,9 @@ def test_two_hundred_random_damages_never_get_through():
         # What is accepted is a rotation all the same (a change may land on another one only by a rare chance).
         rotation = read_back[:3, :3]
         assert (rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)).abs().max() < 1e-6
+
+
+def test_only_skews_beyond_rounding_are_said():
+    assert skew_notices("transforms_train.json", [0.0, 5e-7, 9e-6]) == []
+    (notice,) = skew_notices("transforms_train.json", [0.0, 4e-4, 2e-5])
+    assert notice.startswith("transforms_train.json: 2 of 3 rotations were not quite orthonormal (off by up to 0.0004)")
