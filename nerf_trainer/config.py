@@ -218,6 +218,9 @@ class _Recipe:
         except ConfigError as error:
             if not self.key or str(error).startswith(self.key):
                 raise
+            field, found, message = str(error).partition(": ")
+            if found and field.split(".")[0] in self.values:
+                raise ConfigError(keyed_line(f"{self.key}.{field}", message)) from error
             raise ConfigError(keyed_line(self.key, str(error))) from error
 
 

@@ -178,15 +178,5 @@ def eikonal(gradients: Float[Tensor, "*points 3"]) -> Float[Tensor, ""]:
     return ((gradients.square().sum(dim=-1) + 1e-12).sqrt() - 1).square().mean()
 
 
-def disparity(depths: Float[Tensor, "*rays 1"], masks: Float[Tensor, "*rays 1"]) -> Float[Tensor, "*rays 1"]:
-    """Inverse of the mean distance of what was hit, masks / depths; 0 where nothing was hit.
-
-    Args:
-        depths: sums of weights times lengths, not divided by the accumulated opacity.
-        masks: accumulated opacities in [0, 1].
-    """
-    return masks / depths.clamp(min=1e-6)
-
-
 def _group_sum(values: Float[Tensor, "group *rays 1"]) -> Float[Tensor, "group"]:
     return values.flatten(start_dim=1).sum(dim=1)

@@ -1,11 +1,10 @@
 """Names of losses, and their weighted sum: the objective."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from nerf_trainer.errors import ConfigError
+from nerf_trainer.errors import ConfigError, keyed_line, shown, unknown_name
 
 LOSS = "loss_"
 PREV_STAGE = "prev_stage_"
@@ -23,29 +22,36 @@ def weigh(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor 
     return sum(terms[1:], start=terms[0]) if terms else None
 
 
-def check_loss_weights(
-    weights: Mapping[str, float], known: Iterable[str], producible: Iterable[str], key: str = "loss_weights"
-) -> tuple[str, ...]:
-    """Look through weights for names that mean nothing and for losses that will not come.
+def check_loss_weights(weights: Mapping[str, float], known: Iterable[str], key: str = "loss_weights") -> None:
+    """Refuse names that mean nothing and weights that are no numbers.
 
     Args:
         weights: a weight for each loss, by its full name.
         known: names of all losses; the names of coarser passes follow from them.
-        producible: names of the losses that this model, on this data, produces, those of coarser passes among them.
         key: the configuration key of `weights`, for messages.
-
-    Returns:
-        a notice, one line each, of every known loss with a weight that is not producible.
 
     Raises:
         ConfigError: a name is no loss (weight 0 or not), or a weight is not a finite number.
     """
-    known, producible = set(known), set(producible)
+    known = tuple(known)
     for name, weight in weights.items():
         if _finest(name) not in known:
-            raise ConfigError(f"{key}.{name}: not a loss{_hint(name, known | producible)}")
+            of_coarser = (LOSS + PREV_STAGE + other.removeprefix(LOSS) for other in known)
+            problem = unknown_name(name, "is not a known loss", (*known, *of_coarser))
+            raise ConfigError(keyed_line(f"{key}.{name}", problem))
         if not abs(weight) < float("inf"):
-            raise ConfigError(f"{key}.{name}: {weight} is not a finite number; give a weight such as 1.0")
+            raise ConfigError(keyed_line(f"{key}.{name}", f"{shown(weight)}, expected a finite number such as 1.0"))
+
+
+def idle_weights(weights: Mapping[str, float], producible: Iterable[str], key: str = "loss_weights") -> tuple[str, ...]:
+    """A notice, one line each, of every loss that has a weight and will not come.
+
+    Args:
+        weights: a weight for each loss, by its full name.
+        producible: names of the losses that this model, on this data, produces, those of coarser passes among them.
+        key: the configuration key of `weights`, for messages.
+    """
+    producible = set(producible)
     return tuple(
         f"{key}.{name}: this model and data never produce it; its weight {weight:g} does nothing"
         for name, weight in weights.items()
@@ -61,14 +67,3 @@ def _finest(name: str) -> str:
     while rest.startswith(PREV_STAGE):
         rest = rest.removeprefix(PREV_STAGE)
     return LOSS + rest
-
-
-def _hint(name: str, known: set[str]) -> str:
-    """What was probably meant; a name that lacks only its `loss_` is the commonest mistake."""
-    if LOSS + name in known:
-        return f"; did you mean '{LOSS}{name}'?"
-    candidates = sorted(known | {LOSS + PREV_STAGE + other.removeprefix(LOSS) for other in known})
-    nearest = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
-    if nearest:
-        return f"; did you mean '{nearest[0]}'?"
-    return f"; it can be {', '.join(sorted(known))}"

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerf_trainer.config import ReplaceableBase
-from nerf_trainer.frames import FrameData
+from nerf_trainer.frames import FrameContents, FrameData
 from nerf_trainer.renderers.base import RendererOutput
 
 
@@ -75,8 +75,15 @@ class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
     def forward(self, frames: FrameData) -> Predictions:
         """Render the batch's target views, whole in evaluation and drawn rays in training, and score them."""
 
-    def check_loss_names(self) -> tuple[str, ...]:
-        """Notices, one line each, about losses and logged names that this model can't produce."""
+    def check_data(self, train: FrameContents) -> tuple[str, ...]:
+        """Notices, one line each, about losses and logged names that will not come, and whatever else won't be as said.
+
+        Args:
+            train: what the training batches hold.
+
+        Raises:
+            ConfigError: the model can't be trained on such batches.
+        """
         return ()
 
     @property

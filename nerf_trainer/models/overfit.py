@@ -31,6 +31,7 @@ class OverfitModel(RayModel):
         coarse = self.coarse_implicit_function
         fields = [self.implicit_function(spec=spec)]
         self._fields = torch.nn.ModuleList([coarse(spec=spec), *fields] if coarse is not None else fields)
+        self.check_parts()
 
     def inputs(self, frames: FrameData) -> FieldInputs:
         return FieldInputs(cameras=frames.cameras)

@@ -11,18 +11,21 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from nerf_trainer.config import Factory, choice
-from nerf_trainer.errors import DataError
+from nerf_trainer.errors import ConfigError, DataError
 from nerf_trainer.fields.base import BoundField, FieldInputs, ImplicitFunctionBase
-from nerf_trainer.frames import FrameData
+from nerf_trainer.frames import FrameContents, FrameData
 from nerf_trainer.losses.regularization import RegularizationMetricsBase
 from nerf_trainer.losses.view_metrics import ViewMetricsBase
-from nerf_trainer.losses.weights import check_loss_weights, weigh
+from nerf_trainer.losses.weights import check_loss_weights, idle_weights, weigh
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.samplers import RaySamplerBase, RenderSamplingMode
 from nerf_trainer.renderers.base import BaseRenderer, EvaluationMode, RendererOutput, RendererSpec
 from nerf_trainer.renderers.chunking import render_in_chunks
+
+N_COLORS = 3
+"""Channels of photographs, and of what is rendered to be compared with them."""
 
 
 class Background(Enum):
@@ -68,7 +71,10 @@ def default_loss_weights() -> dict[str, float]:
 
 
 class RayModel(ImplicitronModelBase):
-    """Renders rays through target views. Models differ in three answers: `targets`, `inputs` and `passes`."""
+    """Renders rays through target views. Models differ in three answers: `targets`, `inputs` and `passes`.
+
+    A model calls `check_parts` when its fields are built.
+    """
 
     raysampler: RaySamplerBase = choice("AdaptiveRaySampler")
     """Chooses the rays and their first samples."""
@@ -109,11 +115,63 @@ class RayModel(ImplicitronModelBase):
     """Views of a training batch that are rendered, from the first; 0 or less is all. Resident scenes draw from all."""
 
     def __post_init__(self) -> None:
+        self._check_options()
         spec = RendererSpec(color_dim=self.render_features_dimensions, scene_radius=self.raysampler.scene_radius)
         self._renderer = self.renderer(spec=spec)
         self._background_draws = RandomStream("background")
         self._wanted = {*self.log_vars, *(name for name, weight in self.loss_weights.items() if weight != 0)}
         self._bg_color = torch.nn.Buffer(torch.tensor(self.bg_color), persistent=False)
+
+    def _check_options(self) -> None:
+        if self.render_features_dimensions != N_COLORS:
+            raise ConfigError(
+                f"render_features_dimensions: {self.render_features_dimensions}, expected {N_COLORS} as in photographs"
+            )
+        if len(self.bg_color) != N_COLORS:
+            raise ConfigError(f"bg_color: {list(self.bg_color)}, expected {N_COLORS} values as [1.0, 1.0, 1.0]")
+        if self.sampling_mode_evaluation is not RenderSamplingMode.full_grid:
+            raise ConfigError(
+                f"sampling_mode_evaluation: {self.sampling_mode_evaluation.name}, expected full_grid:"
+                " views are compared whole"
+            )
+        if self.background is Background.RANDOM and not self.mask_images:
+            raise ConfigError(
+                "background: RANDOM with mask_images: false puts photographs on no background and renderings on random"
+                " colours; set mask_images: true or background: RAYMARCHER"
+            )
+
+    def check_parts(self) -> None:
+        """Refuse parts that don't go together, once the fields are built.
+
+        Raises:
+            ConfigError: a name among the loss weights is no loss, passes that a field or the samples don't allow, or
+                photographs and renderings on different backgrounds.
+        """
+        passes, behind = self.passes(), self._renderer.background
+        fields = self._distinct_fields()
+        check_loss_weights(
+            self.loss_weights, (*self.view_metrics.known_names(), *self.regularization_metrics.known_names(fields))
+        )
+        single = next((f for f in fields if not f.allows_multiple_passes), None)
+        if len(passes) > 1 and single is not None:
+            raise ConfigError(
+                f"{type(single).__name__} can't be evaluated at samples that another pass placed, found"
+                f" {len(passes)} passes; set no coarse field and don't share the one"
+            )
+        fewest, needed = self.raysampler.fewest_lengths, self._renderer.fewest_lengths(len(passes))
+        if self._renderer.needs_lengths and fewest is not None and fewest < needed:
+            raise ConfigError(
+                f"n_pts_per_ray_training and n_pts_per_ray_evaluation of the ray sampler: {fewest}, expected at least"
+                f" {needed} for {len(passes)} passes"
+            )
+        if behind is not None and len(behind) not in (1, N_COLORS):
+            raise ConfigError(f"bg_color of the raymarcher: {list(behind)}, expected 1 or {N_COLORS} values")
+        apart = behind is not None and any(a != b for a, b in zip(self.bg_color, behind * N_COLORS, strict=False))
+        if self.background is Background.RAYMARCHER and self.mask_images and apart:
+            raise ConfigError(
+                f"bg_color: {list(self.bg_color)} behind photographs, but the raymarcher's own {list(behind or ())}"
+                " behind renderings; set background: COLOR for both"
+            )
 
     def forward(self, frames: FrameData) -> Predictions:
         """Render the batch's target views: drawn rays while training, whole views in evaluation.
@@ -215,17 +273,28 @@ class RayModel(ImplicitronModelBase):
         background = self._bg_color if rays.background is None else rays.background
         return rgb * alpha + background * (1.0 - alpha)
 
-    def check_loss_names(self) -> tuple[str, ...]:
-        fields, n_prev_stages = self._distinct_fields(), len(self.passes()) - 1
-        metrics, regularization = self.view_metrics, self.regularization_metrics
-        known = (*metrics.known_names(), *regularization.known_names(fields))
-        producible = {
-            *metrics.producible_names(n_prev_stages=n_prev_stages),
-            *regularization.producible_names(fields, n_prev_stages=n_prev_stages),
-        }
-        notices = check_loss_weights(self.loss_weights, known, producible)
-        silent = [name for name in self.log_vars if name not in producible | set(TRAINER_LOG_VARS)]
-        return (*notices, f"log_vars: this model never produces {', '.join(silent)}") if silent else notices
+    def check_data(self, train: FrameContents) -> tuple[str, ...]:
+        if train.is_resident and self.sampling_mode_training is RenderSamplingMode.full_grid:
+            raise ConfigError(
+                "sampling_mode_training: full_grid on a resident scene would render every pixel of it in each step;"
+                " expected mask_sample, or SequenceDataLoaderMapProvider"
+            )
+        notices = [*self.raysampler.notices(train), *idle_weights(self.loss_weights, self._producible(train))]
+        logged = {*self._producible(FrameContents()), *TRAINER_LOG_VARS}
+        silent = [name for name in self.log_vars if name not in logged]
+        return (*notices, *([f"log_vars: this model never produces {', '.join(silent)}"] if silent else []))
+
+    def _producible(self, contents: FrameContents) -> set[str]:
+        """Names of the losses that such batches give."""
+        n_prev_stages = len(self.passes()) - 1
+        of_views = self.view_metrics.producible_names(
+            rgb=contents.image_rgb,
+            fg_probability=contents.fg_probability,
+            depth=contents.depth_map,
+            n_prev_stages=n_prev_stages,
+        )
+        fields = self._distinct_fields()
+        return {*of_views, *self.regularization_metrics.producible_names(fields, n_prev_stages=n_prev_stages)}
 
     def _distinct_fields(self) -> tuple[ImplicitFunctionBase, ...]:
         return tuple(dict.fromkeys(self.passes()))

@@ -8,6 +8,9 @@ from nerf_trainer.config import Configurable
 from nerf_trainer.ops.stepfun import blur_weights, midpoints, sample_pdf
 from nerf_trainer.rays.bundle import RayBundle
 
+FEWEST_TO_REFINE = 3
+"""Samples that a coarse pass needs: new ones are drawn from the intervals between the first and the last midpoint."""
+
 
 class RayPointRefiner(Configurable, torch.nn.Module):
     """Hierarchical sampling: samples in proportion to the coarse weights (Mildenhall et al. 2020, section 5.2)."""

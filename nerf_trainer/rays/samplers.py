@@ -11,12 +11,15 @@ from torch import Tensor
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import ReplaceableBase, registry
 from nerf_trainer.errors import ConfigError
-from nerf_trainer.frames import PixelStore
+from nerf_trainer.frames import FrameContents, PixelStore
 from nerf_trainer.ops.stepfun import jitter, midpoints, spaced
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.pixels import central_mask, draw_pixels, full_grid
 from nerf_trainer.schedules import Change, Scheduled
+
+DEFAULT_RAYS_PER_IMAGE = 1024
+"""Rays of each image of a training batch, where nothing else is said."""
 
 
 class RenderSamplingMode(Enum):
@@ -54,6 +57,15 @@ class RaySamplerBase(ReplaceableBase, torch.nn.Module):
     ) -> RayBundle:
         """Rays (B, H, W) through `grid_hw` evenly spread pixels of every view, with samples along them or without."""
 
+    def notices(self, contents: FrameContents) -> tuple[str, ...]:
+        """What a user should know of drawing from batches that hold this, one line each."""
+        return ()
+
+    @property
+    def fewest_lengths(self) -> int | None:
+        """The fewest samples that a ray gets, training or evaluation; None where that is not known beforehand."""
+        return None
+
     @property
     def scene_radius(self) -> float | None:
         """Radius of the sphere that holds the scene, where the sampler knows one."""
@@ -67,11 +79,11 @@ class PinholeRaySampler(RaySamplerBase, Scheduled):
     """Samples a ray while training."""
     n_pts_per_ray_evaluation: int = 64
     """Samples a ray in evaluation."""
-    n_rays_per_image_sampled_from_mask: int | None = 1024
-    """Rays drawn in each image of a training batch."""
+    n_rays_per_image_sampled_from_mask: int | None = DEFAULT_RAYS_PER_IMAGE
+    """Rays drawn in each image of a training batch; of a resident scene, which is one batch, in all."""
     n_rays_total_training: int | None = None
-    """Rays drawn across all images of a training batch, or of the whole scene when its pixels are resident; excludes
-    `n_rays_per_image_sampled_from_mask`, which then has to be null or its default."""
+    """Rays drawn across all images of a training batch, or of the whole scene when its pixels are resident; with it
+    `n_rays_per_image_sampled_from_mask` has to be null or its default."""
     stratified_point_sampling_training: bool = True
     """Move samples at random within their strata while training."""
     stratified_point_sampling_evaluation: bool = False
@@ -86,15 +98,45 @@ class PinholeRaySampler(RaySamplerBase, Scheduled):
     """The part of the height and width that the centre has."""
 
     def __post_init__(self) -> None:
-        if self.n_rays_total_training is None and self.n_rays_per_image_sampled_from_mask is None:
-            raise ConfigError(
-                "n_rays_total_training and n_rays_per_image_sampled_from_mask are both null; set one of them"
-            )
+        self._check_counts()
         if not 0.0 < self.precrop_fraction <= 1.0:
             raise ConfigError(f"precrop_fraction: {self.precrop_fraction}, expected a value above 0 and at most 1")
         self._pixel_draws = RandomStream("pixels")
         self._jitter = RandomStream("jitter")
         self._center_fraction = self.precrop_fraction if self.precrop_steps > 0 else 1.0
+
+    def _check_counts(self) -> None:
+        total, per_image = self.n_rays_total_training, self.n_rays_per_image_sampled_from_mask
+        if total is None and per_image is None:
+            raise ConfigError(
+                "n_rays_total_training and n_rays_per_image_sampled_from_mask are both null; set one of them"
+            )
+        if total is not None and per_image not in (None, DEFAULT_RAYS_PER_IMAGE):
+            raise ConfigError(
+                f"n_rays_per_image_sampled_from_mask: {per_image} together with n_rays_total_training: {total};"
+                " expected one or the other: set n_rays_per_image_sampled_from_mask to null"
+            )
+        for name, n in (
+            ("n_pts_per_ray_training", self.n_pts_per_ray_training),
+            ("n_pts_per_ray_evaluation", self.n_pts_per_ray_evaluation),
+            ("n_rays_per_image_sampled_from_mask", per_image),
+            ("n_rays_total_training", total),
+        ):
+            if n is not None and n < 1:
+                raise ConfigError(f"{name}: {n}, expected a whole number of at least 1")
+
+    def notices(self, contents: FrameContents) -> tuple[str, ...]:
+        if not contents.is_resident or self.n_rays_total_training is not None:
+            return ()
+        n = self.n_rays_per_image_sampled_from_mask
+        return (
+            f"n_rays_per_image_sampled_from_mask: a resident scene is one batch, so that a step has {n} rays across all"
+            f" images; set n_rays_total_training={n} to say so",
+        )
+
+    @property
+    def fewest_lengths(self) -> int | None:
+        return min(self.n_pts_per_ray_training, self.n_pts_per_ray_evaluation)
 
     @abstractmethod
     def bounds(

@@ -76,6 +76,15 @@ class BaseRenderer(ReplaceableBase, torch.nn.Module):
         """Whether the ray sampler has to place samples; a renderer that finds its own says False."""
         return True
 
+    def fewest_lengths(self, n_passes: int) -> int:
+        """How many samples the ray sampler has to place at least for this many passes."""
+        return 1
+
+    @property
+    def background(self) -> tuple[float, ...] | None:
+        """What rays end on where the bundle brings no background; None where there is no such colour."""
+        return None
+
     @property
     def n_samples_per_ray(self) -> int:
         """Field evaluations of one ray in evaluation, over all passes: what a chunk's size is counted in."""

@@ -6,10 +6,11 @@ from dataclasses import replace
 import torch
 
 from nerf_trainer.config import choice, registry
+from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.base import BoundField
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import RayBundle
-from nerf_trainer.rays.refine import RayPointRefiner
+from nerf_trainer.rays.refine import FEWEST_TO_REFINE, RayPointRefiner
 from nerf_trainer.renderers.base import BaseRenderer, EvaluationMode, RendererOutput
 from nerf_trainer.renderers.raymarchers import RaymarcherBase
 
@@ -40,6 +41,12 @@ class MultiPassEmissionAbsorptionRenderer(BaseRenderer):
     """Added to each weight in refinement."""
 
     def __post_init__(self) -> None:
+        for name, n in (
+            ("n_pts_per_ray_fine_training", self.n_pts_per_ray_fine_training),
+            ("n_pts_per_ray_fine_evaluation", self.n_pts_per_ray_fine_evaluation),
+        ):
+            if n < 1:
+                raise ConfigError(f"{name}: {n}, expected at least 1 sample; for one pass set no coarse field")
         self._refiners = torch.nn.ModuleDict(
             {
                 mode.name: RayPointRefiner(
@@ -97,6 +104,13 @@ class MultiPassEmissionAbsorptionRenderer(BaseRenderer):
         """Drop the per-sample tensors of an evaluation unless they were asked for: whole images are large."""
         keep = mode is EvaluationMode.TRAINING or self.return_weights
         return output if keep else replace(output, weights=None, lengths=None, extras={})
+
+    def fewest_lengths(self, n_passes: int) -> int:
+        return FEWEST_TO_REFINE if n_passes > 1 else 1
+
+    @property
+    def background(self) -> tuple[float, ...] | None:
+        return self.raymarcher.background
 
     @property
     def n_samples_per_ray(self) -> int:

@@ -27,6 +27,11 @@ class RaymarcherBase(ReplaceableBase, torch.nn.Module):
     ) -> RendererOutput:
         """Composite `outputs` at the bundle's samples; `density_noise` is added before the activation."""
 
+    @property
+    def background(self) -> tuple[float, ...] | None:
+        """What rays end on where the bundle brings no background; None where there is no such colour."""
+        return None
+
 
 class AccumulativeRaymarcherBase(RaymarcherBase):
     """What both raymarchers share: widths, activation, background, and the sums."""
@@ -69,6 +74,10 @@ class AccumulativeRaymarcherBase(RaymarcherBase):
         return RendererOutput(
             features=features, depths=depths, masks=opacity, weights=weights, lengths=lengths, extras=outputs.extras
         )
+
+    @property
+    def background(self) -> tuple[float, ...] | None:
+        return self.bg_color
 
     def widths(self, ray_bundle: RayBundle) -> Float[Tensor, "*rays S"]:
         """Interval widths in world units: scaled by the directions' length, which is 1 but for NDC rays."""

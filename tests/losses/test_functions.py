@@ -150,11 +150,6 @@ def test_eikonal():
     assert gradients.grad is not None and gradients.grad.isfinite().all()
 
 
-def test_disparity_is_the_inverse_of_the_normalised_depth():
-    assert functions.disparity(rays(1.5), rays(0.75)).item() == pytest.approx(1 / (1.5 / 0.75))
-    assert functions.disparity(rays(0.0), rays(0.0)).item() == 0
-
-
 @pytest.mark.parametrize("name", ["mse", "l1", "huber", "iou", "neg_iou", "mask_bce", "depth_abs"])
 def test_gradients_with_targets(name: str):
     loss = getattr(functions, name)

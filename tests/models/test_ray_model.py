@@ -1,16 +1,20 @@
 """The one forward: targets, backgrounds, objective, evaluation at any size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from nerf_trainer.config import Factory
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
-from nerf_trainer.frames import FrameData, PixelStore
+from nerf_trainer.frames import FrameContents, FrameData, PixelStore
 from nerf_trainer.models.overfit import OverfitModel
 from nerf_trainer.models.ray_model import Background
 from nerf_trainer.randomness import seed_streams
-from nerf_trainer.rays.samplers import NearFarRaySampler
+from nerf_trainer.rays.samplers import NearFarRaySampler, RenderSamplingMode
+from nerf_trainer.renderers.multipass import MultiPassEmissionAbsorptionRenderer
+from nerf_trainer.renderers.raymarchers import EmissionAbsorptionRaymarcher
 from tests.scene_kit import BallField, orbit
 
 TINY = Factory.of(
@@ -77,7 +81,10 @@ def test_resident_pixels_and_images_are_the_same_targets() -> None:
     [
         ({"mask_images": False}, lambda rgb, a: rgb),
         ({"mask_threshold": 0.5}, lambda rgb, a: rgb * (a > 0.5)),
-        ({"mask_threshold": None, "bg_color": (1.0, 1.0, 1.0)}, lambda rgb, a: rgb * a + 1 - a),
+        (
+            {"mask_threshold": None, "background": Background.COLOR, "bg_color": (1.0, 1.0, 1.0)},
+            lambda rgb, a: rgb * a + 1 - a,
+        ),
     ],
 )
 def test_photographs_are_composited_as_asked(options: dict, expected) -> None:
@@ -157,9 +164,110 @@ def test_n_train_target_views() -> None:
 
 def test_a_misspelt_loss_is_refused_and_an_absent_one_is_a_notice() -> None:
     with pytest.raises(ConfigError, match="loss_rgb_mse"):
-        model(loss_weights={"loss_rgb_mes": 1.0}).check_loss_names()
-    notices = model(loss_weights={"loss_rgb_mse": 1.0, "loss_eikonal": 0.1}, log_vars=("loss_kl",)).check_loss_names()
+        model(loss_weights={"loss_rgb_mes": 1.0})
+    module = model(loss_weights={"loss_rgb_mse": 1.0, "loss_eikonal": 0.1}, log_vars=("loss_kl",))
+    notices = module.check_data(FrameContents())
     assert any("loss_eikonal" in n for n in notices) and any("loss_kl" in n for n in notices)
+
+
+def test_a_loss_that_the_data_has_nothing_for_is_one_notice() -> None:
+    module = model(
+        loss_weights={"loss_rgb_mse": 1.0, "loss_depth_abs": 1.0, "loss_mask_bce": 0.5}, log_vars=("loss_rgb_mse",)
+    )
+    everything = FrameContents()
+    assert module.check_data(everything) == ()
+    (notice,) = module.check_data(replace(everything, depth_map=False))
+    assert notice.startswith("loss_weights.loss_depth_abs: ")
+    (notice,) = module.check_data(replace(everything, fg_probability=False))
+    assert notice.startswith("loss_weights.loss_mask_bce: ")
+
+
+def test_a_resident_scene_is_not_rendered_whole_in_each_step() -> None:
+    module = model(sampling_mode_training=RenderSamplingMode.full_grid)
+    assert all("log_vars" in notice for notice in module.check_data(FrameContents()))
+    with pytest.raises(ConfigError, match="sampling_mode_training: full_grid on a resident scene"):
+        module.check_data(FrameContents(is_resident=True))
+
+
+def test_rays_per_image_of_a_resident_scene_are_a_notice() -> None:
+    module = model(
+        raysampler=sampler(n_rays_total_training=None, n_rays_per_image_sampled_from_mask=8), log_vars=("objective",)
+    )
+    weights = {"loss_rgb_mse": 1.0}
+    module.loss_weights = weights
+    assert module.check_data(FrameContents()) == ()
+    (notice,) = module.check_data(FrameContents(is_resident=True))
+    assert "set n_rays_total_training=8" in notice
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"bg_color": (1.0, 1.0)}, r"bg_color: \[1.0, 1.0\], expected 3 values"),
+        ({"render_features_dimensions": 4}, "render_features_dimensions: 4, expected 3"),
+        ({"sampling_mode_evaluation": RenderSamplingMode.mask_sample}, "sampling_mode_evaluation: mask_sample"),
+        ({"bg_color": (1.0, 1.0, 1.0)}, "set background: COLOR"),
+        ({"background": Background.RANDOM, "mask_images": False}, "set mask_images: true"),
+        (
+            {"renderer": Factory.of(MultiPassEmissionAbsorptionRenderer, n_pts_per_ray_fine_training=0)},
+            "n_pts_per_ray_fine_training: 0, expected at least 1",
+        ),
+        (
+            {
+                "renderer": Factory.of(
+                    MultiPassEmissionAbsorptionRenderer, raymarcher=EmissionAbsorptionRaymarcher(bg_color=(0.0, 0.0))
+                )
+            },
+            "bg_color of the raymarcher: ",
+        ),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        model(**options)
+
+
+def test_backgrounds_that_agree_are_taken() -> None:
+    white = Factory.of(MultiPassEmissionAbsorptionRenderer, raymarcher=EmissionAbsorptionRaymarcher(bg_color=(1.0,)))
+    model(renderer=white, bg_color=(1.0, 1.0, 1.0))
+    model(mask_images=False, bg_color=(1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_refinement_needs_three_coarse_samples(n: int) -> None:
+    few = sampler(n_pts_per_ray_training=n)
+    assert model(raysampler=few)(resident(photographs())).objective.isfinite()
+    with pytest.raises(ConfigError, match=f"n_pts_per_ray_training .* {n}, expected at least 3 for 2 passes"):
+        model(raysampler=few, coarse_implicit_function=TINY)
+    enough = model(raysampler=sampler(n_pts_per_ray_training=3), coarse_implicit_function=TINY)
+    assert enough(resident(photographs())).objective.isfinite()
+
+
+class SinglePassField(BallField):
+    """Can't be evaluated twice."""
+
+    @property
+    def allows_multiple_passes(self) -> bool:
+        return False
+
+
+def test_a_field_of_one_pass_is_refused_in_two() -> None:
+    once = Factory.of(SinglePassField)
+    model(implicit_function=once)
+    with pytest.raises(ConfigError, match="SinglePassField can't be evaluated at samples that another pass placed"):
+        model(implicit_function=once, share_implicit_function_across_passes=True)
+    with pytest.raises(ConfigError, match="found 2 passes"):
+        model(implicit_function=once, coarse_implicit_function=TINY)
+
+
+def test_photographs_without_alpha_say_nothing_of_the_foreground() -> None:
+    module, frames = model(), photographs()
+    opaque = resident(frames)
+    opaque = replace(opaque, pixels=replace(opaque.pixels, has_alpha=False))
+    metrics = module(opaque).metrics
+    assert "loss_rgb_mse" in metrics and "loss_mask_bce" not in metrics
+    targets = module.targets(opaque, module.raysampler.draw(frames.cameras, opaque.pixels))
+    assert targets.fg_probability is None
 
 
 def test_a_trained_model_fits_its_scene() -> None:

@@ -165,3 +165,26 @@ def test_rays_without_lengths_are_the_same_rays() -> None:
         torch.testing.assert_close(bare.xy, placed.xy)
         torch.testing.assert_close(bare.far, placed.far)
         assert bare.radii is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"n_pts_per_ray_training": 0}, "n_pts_per_ray_training: 0, expected a whole number of at least 1"),
+        ({"n_pts_per_ray_evaluation": -1}, "n_pts_per_ray_evaluation: -1, expected"),
+        ({"n_rays_total_training": 0}, "n_rays_total_training: 0, expected"),
+        ({"n_rays_per_image_sampled_from_mask": -1}, "n_rays_per_image_sampled_from_mask: -1, expected"),
+        (
+            {"n_rays_total_training": 8, "n_rays_per_image_sampled_from_mask": 4},
+            "n_rays_per_image_sampled_from_mask: 4 together with n_rays_total_training: 8",
+        ),
+    ],
+)
+def test_counts_that_make_no_sense_are_refused(options: dict, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        AdaptiveRaySampler(**options)
+
+
+def test_the_total_goes_with_the_default_count_of_each_image_or_none() -> None:
+    for per_image in (1024, None):
+        AdaptiveRaySampler(n_rays_total_training=8, n_rays_per_image_sampled_from_mask=per_image)
