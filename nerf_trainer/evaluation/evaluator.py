@@ -210,6 +210,15 @@ def _report(
             context.say(f"{context.exp_dir / name}: not written ({error.strerror or type(error).__name__})")
 
 
+def lpips_net(folder: Path, step: int) -> str | None:
+    """The network of LPIPS that the results in a run's folder were made with; None where they are not of `step`."""
+    try:
+        rows = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return next((row["lpips_net"] for row in rows if row["step"] == step), None)
+
+
 def _row_json(row: ResultRow) -> dict[str, object]:
     return {
         "subset": row.subset,

@@ -225,12 +225,19 @@ def _row(subset: str, subsubset: str, views: Sequence[ViewResult]) -> ResultRow:
     return ResultRow(subset=subset, subsubset=subsubset, metrics=metrics, n_views=len(views))
 
 
+def metric_label(name: str, lpips_net: str | None) -> str:
+    """A metric's name as it is printed: LPIPS with its network, without which its numbers mean little."""
+    return f"{name} ({lpips_net})" if name in LPIPS_NAMES and lpips_net is not None else name
+
+
 def result_table(rows: Sequence[ResultRow]) -> str:
     """The rows as a table to print: a column a group, a line a metric."""
     names = dict.fromkeys(name for row in rows for name in row.metrics)
     several = len({row.subset for row in rows}) > 1
     heads = [f"{row.subset} {row.subsubset}" if several else row.subsubset for row in rows]
-    cells = [[name, *(_cell(row.metrics.get(name)) for row in rows)] for name in names]
+    nets = {str(net) for row in rows if (net := row.protocol.get("lpips_net")) is not None}
+    net = nets.pop() if len(nets) == 1 else None
+    cells = [[metric_label(name, net), *(_cell(row.metrics.get(name)) for row in rows)] for name in names]
     cells.append(["views", *(str(row.n_views) for row in rows)])
     table = tabulate(
         cells, headers=["metric", *heads], disable_numparse=True, colalign=["left"] + ["right"] * len(rows)

@@ -1,6 +1,7 @@
 """The metrics of a view, and their means."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -222,3 +223,11 @@ def test_table_has_a_line_a_metric():
     assert ["psnr_fg", "25.2500"] in cells
     assert ["lpips_masked", "-"] in cells
     assert ["views", "7"] in cells
+
+
+def test_result_table_names_the_network_of_lpips():
+    rows = [ResultRow("test", "diff=all", {"psnr_full_image": 20.0, "lpips_full_image": 0.125}, 1)]
+    assert "lpips_full_image  " in result_table(rows)
+    named = result_table([replace(row, protocol={"lpips_net": "alex"}) for row in rows])
+    assert ["lpips_full_image", "(alex)", "0.1250"] in [line.split() for line in named.splitlines()]
+    assert ["psnr_full_image", "20.0000"] in [line.split() for line in named.splitlines()]
