@@ -26,14 +26,14 @@ class RateComparison(Experiment):
             raise ConfigError(f"rates: {list(self.rates)}; expected one or more numbers above 0")
 
 
-def compare(config: DictConfig, overrides: list[str]) -> None:
+def compare(config: DictConfig, words: list[str]) -> None:
     """Train with each rate, evaluate on the test views, and print what came out, the best first."""
     rates = build(RateComparison, config).rates
     results: dict[float, float] = {}
     for rate in rates:
         one = config.copy()
         del one["rates"]
-        one.exp_dir = f"{config.exp_dir}/lr={rate:g}"
+        one.exp_dir = f"{config.exp_dir}/lr-{rate:g}"
         one[f"optimizer_factory_{config.optimizer_factory_class_type}_args"].lr = rate
         one[f"training_loop_{config.training_loop_class_type}_args"].test_when_finished = True
         row = build(Experiment, one).run(one).last_rows.get("test", {})

@@ -2,6 +2,8 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +13,13 @@ from rich.panel import Panel
 from rich.text import Text
 
 from nerf_trainer import __version__, launch
+from nerf_trainer.command_line import assignment, listing, shell_line, without
 from nerf_trainer.config import Configurable, build, choice
 from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.errors import CheckpointError, ConfigError, UserError
+from nerf_trainer.evaluation.evaluator import lpips_net
+from nerf_trainer.evaluation.view_synthesis import metric_label
 from nerf_trainer.models.base import ImplicitronModelBase
 from nerf_trainer.training import run_config
 from nerf_trainer.training.checkpoint import CheckpointStore
@@ -33,6 +38,8 @@ from nerf_trainer.training.runtime import (
     seed_everything,
 )
 from nerf_trainer.training.session import TrainingRun
+
+_BOX_WIDTH = 80
 
 
 class Experiment(Configurable):
@@ -74,17 +81,17 @@ class Experiment(Configurable):
     """Short for the model factory's force_resume."""
 
     def __post_init__(self) -> None:
-        loop = {name: vars(self)[name] for name in ("eval_only", "test_when_finished", "max_epochs")}
-        factory = {name: vars(self)[name] for name in ("resume", "resume_epoch", "force_resume")}
-        for component, values in ((self.training_loop, loop), (self.model_factory, factory)):
-            _set_given(component, values)
+        for name, place in launch.SHORTHANDS.items():
+            if (value := vars(self)[name]) is not None:
+                _set_option(vars(self)[place], name, value)
 
-    def run(self, config: DictConfig | None = None) -> LoopResult:
+    def run(self, config: DictConfig | None = None, words: Sequence[str] | None = None) -> LoopResult:
         """Train, or with eval_only evaluate, until done.
 
         Args:
             config: what this object was built from; kept in the folder as `expconfig.yaml` and compared when the folder
                 is used again. Without one, nothing is kept or compared.
+            words: the words of the `nerf_runner` command line that gave `config`, to say how to evaluate the run later.
 
         Raises:
             UserError: the data, the folder, a checkpoint or the training itself is at fault.
@@ -98,14 +105,30 @@ class Experiment(Configurable):
             folder = run_config.settle_folder(folder, text, self.on_conflict)
         if self.training_loop.eval_only and not folder.is_dir():
             raise CheckpointError(f"exp_dir: there is no folder {folder} to evaluate; expected that of a trained run")
-        folder = make_run_folder(folder)
-        if not runtime.is_main:
-            return self._run(folder, text, runtime, display)
-        with exclusive(folder):
+        if self.training_loop.eval_only:  # may go on beside the training; results files are replaced as a whole
             result = self._run(folder, text, runtime, display)
-        if result.last_rows:
+        else:
+            folder = make_run_folder(folder)
+            with exclusive(folder) if runtime.is_main else nullcontext():
+                result = self._run(folder, text, runtime, display)
+        if result.last_rows and runtime.is_main:
             _summarize(folder, runtime, result, time.monotonic() - started)
+            for line in self._next_commands(folder, words):
+                display.line(line)
         return result
+
+    def _next_commands(self, folder: Path, words: Sequence[str] | None) -> list[str]:
+        """What to type next, ready to be copied; to evaluate only where it is known how the run was started."""
+        commands = []
+        if words is not None:
+            again = without(words, ["eval_only"])
+            if folder != Path(self.exp_dir).expanduser():
+                again = [*without(again, ["exp_dir"]), assignment("exp_dir", str(folder))]
+            commands.append(shell_line("nerf_runner", [*again, "eval_only=True"]))
+        if (folder / run_config.FILE_NAME).exists():
+            plugins = [listing("plugins", self.plugins)] if self.plugins else []
+            commands.append(shell_line("nerf_visualizer", [assignment("exp_dir", str(folder)), *plugins]))
+        return ["next:", *(f"  {command}" for command in commands)] if commands else []
 
     def _run(self, folder: Path, text: str | None, runtime: Runtime, display: Display) -> LoopResult:
         status = StatusFile(folder if runtime.is_main and not self.training_loop.eval_only else None)
@@ -119,6 +142,9 @@ class Experiment(Configurable):
                 )
                 return LoopResult(state.step, state.epoch)
             self._introduce(run, datasets)
+            if text is not None and run.checkpoint is not None:
+                for notice in run_config.derived_changes(folder, text):
+                    display.note(notice)
             if text is not None and runtime.is_main and not self.training_loop.eval_only:
                 run_config.save(folder, text)
             try:
@@ -139,11 +165,11 @@ class Experiment(Configurable):
     def _prepare(
         self, folder: Path, text: str | None, runtime: Runtime, display: Display, status: StatusFile
     ) -> tuple[TrainingRun, DatasetMap]:
-        """Data and model, the model continued from a checkpoint where there is one."""
+        """Model and data, the model, whose options are soon checked, first; continued where there is a checkpoint."""
         store = CheckpointStore(folder, keep=self.training_loop.checkpoints_kept)
-        datasets, loaders = self.data_source.get_datasets_and_dataloaders()
         seed_everything(self.seed)
         model, checkpoint = self.model_factory(folder, store, self.training_loop.eval_only, runtime.is_main)
+        datasets, loaders = self.data_source.get_datasets_and_dataloaders()
         run = TrainingRun(
             runtime=runtime,
             exp_dir=folder,
@@ -175,19 +201,16 @@ class Experiment(Configurable):
             f"{begins} in {run.exp_dir}",
         ]
         run.display.line(" | ".join(facts))
-        for notice in run.model.check_loss_names():
+        train = run.loaders.train
+        of_model = run.model.check_data(train.contents) if train is not None else ()
+        for notice in (*datasets.notices, *of_model):
             run.display.note(notice)
 
 
-def _set_given(component: Configurable, values: dict[str, object]) -> None:
-    """Set what was given (not None) of a component's fields."""
-    known = {field.name for field in dataclasses.fields(component)}  # type: ignore[arg-type]
-    for name, value in values.items():
-        if value is None:
-            continue
-        if name not in known:
-            raise ConfigError(f"{name}: {type(component).__name__} has no such option; leave it out")
-        setattr(component, name, value)
+def _set_option(component: Configurable, name: str, value: object) -> None:
+    if name not in {field.name for field in dataclasses.fields(component)}:  # type: ignore[arg-type]
+        raise ConfigError(f"{name}: {type(component).__name__} has no such option; leave it out")
+    vars(component)[name] = value
 
 
 def _new_model(factory: ModelFactoryBase, seed: int) -> ImplicitronModelBase:
@@ -207,29 +230,32 @@ def _views(datasets: DatasetMap) -> str:
 
 
 def _summarize(folder: Path, runtime: Runtime, result: LoopResult, seconds: float) -> None:
-    """A box at the end: the metrics, the costs, the files, and what to do next."""
+    """A box at the end, no wider than the screen: the metrics, the costs and the files."""
     lines = [
         f"step {result.step}, epoch {result.epoch}; {seconds:.0f} s; peak memory {_gib(runtime.peak_memory_bytes)}"
     ]
     for split, row in result.last_rows.items():
         shown = [name for name in row if "psnr" in name or "ssim" in name or "lpips" in name or name == "objective"]
-        values = "  ".join(f"{name.removeprefix('loss_')} {row[name]:.4g}" for name in shown if row[name] is not None)
+        net = lpips_net(folder, row["step"]) if split == "test" else None
+        values = "  ".join(
+            f"{metric_label(name.removeprefix('loss_'), net)} {row[name]:.4g}"
+            for name in shown
+            if row[name] is not None
+        )
         lines.append(f"{split}: {values or 'no metrics'}")
     files = ("expconfig.yaml", "metrics.jsonl", "train_stats.png", "results_test.json", "checkpoints")
-    lines += ["", *(f"{folder / name}" for name in files if (folder / name).exists())]
-    lines += ["", "next:"]
-    recipe = f"--config-dir {folder} --config-name expconfig"
-    lines += [f"  nerf_runner {recipe} eval_only=True", f"  nerf_visualizer exp_dir={folder}"]
-    width = max(len(line) for line in lines) + 4
-    Console(width=width, highlight=False).print(Panel(Text("\n".join(lines)), title="finished"))
+    lines += ["", f"in {folder}:", "  " + "  ".join(name for name in files if (folder / name).exists())]
+    width = min(_BOX_WIDTH, max(len(line) for line in lines) + 4)
+    text = Text("\n".join(lines), overflow="fold")
+    Console(width=width, highlight=False).print(Panel(text, title="finished"))
 
 
 def _gib(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:.2f} GiB"
 
 
-def _task(config: DictConfig, overrides: list[str]) -> None:
-    build(Experiment, config).run(config)
+def _task(config: DictConfig, words: list[str]) -> None:
+    build(Experiment, config).run(config, words)
 
 
 def main() -> None:

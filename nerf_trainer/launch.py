@@ -32,6 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nerf_trainer.command_line import assignment, chosen_words, without
 from nerf_trainer.config import Configurable, explain, schema
 from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
 from nerf_trainer.plugins import import_plugins, make_importable
@@ -71,7 +72,7 @@ With NERF_TRAINER_DEBUG=1 in the environment an error shows its traceback.
 """
 
 Task = Callable[[DictConfig, list[str]], None]
-"""Gets the composed configuration, untyped and unresolved, and the overrides of the command line."""
+"""Gets the composed configuration, untyped and unresolved, and the words of a command line that gives it again."""
 
 
 @dataclasses.dataclass
@@ -177,7 +178,8 @@ def _run_job(command: _Command, cfg: DictConfig, overrides: list[str]) -> None:
     apply_shorthands(untyped, overrides)
     if HydraConfig.get().mode == RunMode.MULTIRUN and "exp_dir" in untyped:
         untyped.exp_dir = job_folder(untyped._get_node("exp_dir"), _swept(command.args.overrides), overrides)
-    command.task(untyped, overrides)
+        overrides = [*without(overrides, ["exp_dir"]), assignment("exp_dir", untyped.exp_dir)]
+    command.task(untyped, chosen_words(command.args, overrides))
 
 
 # --- where configurations are found --------------------------------------------------------------------------------
@@ -329,11 +331,9 @@ def job_folder(exp_dir: Any, swept: Sequence[str], overrides: Sequence[str]) -> 
     varies = "exp_dir" in swept or "${" in text.replace("${oc.env:", "")
     if varies:
         return text
-    parts = [
-        f"{o.key_or_group.split('.')[-1]}={o.get_value_string()}" for o in _parsed(overrides) if o.key_or_group in swept
-    ]
-    name = ",".join(parts)
-    if not re.fullmatch(r"[\w=.,+-]{1,100}", name):
+    varied = [o for o in _parsed(overrides) if o.key_or_group in swept]
+    name = "_".join(f"{o.key_or_group.split('.')[-1]}-{o.get_value_string()}" for o in varied)
+    if not re.fullmatch(r"[\w.-]{1,100}", name):
         name = str(HydraConfig.get().job.num)
     return f"{text.rstrip('/')}/{name}"
 

@@ -378,7 +378,7 @@ def _progress(display: Display, items: Iterator[T], n: int) -> Iterator[T]:
             display.line(f"view {i + 1} of {n}")
 
 
-def _task(config: DictConfig, overrides: list[str]) -> None:
+def _task(config: DictConfig, words: list[str]) -> None:
     build(VisualizeConfig, config).run()
 
 

@@ -28,7 +28,6 @@ KEYWORD_TUNNELS: dict[str, str] = {
     "nerf_trainer/config.py:build": "the fields of a class, as constructors have them",
 }
 DYNAMIC_ATTRIBUTES: dict[str, str] = {
-    "nerf_trainer/experiment.py": "a shorthand is the name of a component's field, looked up among its fields before",
     "nerf_trainer/renderers/chunking.py": "joins outputs field by field",
 }
 TESTS_OF_THE_WHOLE: dict[str, str] = {
@@ -38,6 +37,10 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/test_experiment_cli.py": "nerf_runner as it is typed",
     "tests/test_golden.py": "every option of every component",
     "tests/test_recipes.py": "the recipes, with all that they choose",
+    "tests/test_resume.py": "the recipes, stopped and continued",
+    "tests/test_quickstart.py": "what a recipe reaches",
+    "tests/test_multirun.py": "trainings that other commands start",
+    "tests/test_wheel.py": "the package as it is installed",
     "tests/scenes/test_quickstart_scene.py": "the embedded scene as it is shipped",
 }
 

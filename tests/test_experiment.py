@@ -1,15 +1,19 @@
 """`Experiment`: built from a configuration, run, and what it says and keeps."""
 
 import json
+import shlex
+from dataclasses import replace
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from nerf_trainer.config import Factory, build, schema
 from nerf_trainer.errors import CheckpointError, ConfigError, DataError
-from nerf_trainer.experiment import Experiment
-from nerf_trainer.training.loop import ImplicitronTrainingLoop
+from nerf_trainer.experiment import Experiment, _summarize
+from nerf_trainer.training.loop import ImplicitronTrainingLoop, LoopResult
 from nerf_trainer.training.model_factory import ImplicitronModelFactory, ModelFactoryBase
+from nerf_trainer.training.runtime import Runtime, exclusive
 from tests.training import tiny_run
 
 LOOP = "training_loop_ImplicitronTrainingLoop_args"
@@ -64,7 +68,9 @@ def test_run_says_what_it_does_and_keeps_its_configuration(tmp_path, capsys):
     saved = OmegaConf.load(folder / "expconfig.yaml")
     assert saved[LOOP].max_epochs == 2 and saved.precision == "bf16"
     assert "model_OverfitModel_args" not in saved.model_factory_ImplicitronModelFactory_args
-    assert "nerf_visualizer exp_dir=" in out and "eval_only=True" in out
+    assert "\n  nerf_visualizer exp_dir=" in out
+    assert "eval_only=True" not in out, "how it was started is not known here"
+    assert max(len(line) for line in out.splitlines() if line[:1] in "╭│╰") <= 80
     run(folder, "precision=bf16", f"{LOOP}.max_epochs=3")
     assert "resumes from step 8" in capsys.readouterr().out.splitlines()[0]
 
@@ -129,3 +135,50 @@ def test_eval_only_leaves_status_and_configuration_alone(tmp_path):
     result = run(tmp_path, f"{LOOP}.eval_only=True")
     assert "psnr_full_image" in result.last_rows["test"]
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_evaluating_needs_no_lock_and_no_place_to_write(tmp_path):
+    run(tmp_path)
+    with exclusive(tmp_path):
+        assert "psnr_full_image" in run(tmp_path, f"{LOOP}.eval_only=True").last_rows["test"]
+        with pytest.raises(CheckpointError, match="is in use by"):
+            run(tmp_path, f"{LOOP}.max_epochs=3")
+
+
+def test_what_to_type_next(tmp_path, capsys):
+    folder = tmp_path / "it's a run, seed=1"
+    config = configured(folder, "plugins=[tests/training/tiny_run.py]")
+    words = ["--config-dir", "my dir", f"exp_dir={folder}", "eval_only=False"]
+    build(Experiment, config).run(config, words)
+    again, show = (shlex.split(line) for line in capsys.readouterr().out.split("\nnext:\n")[1].splitlines())
+    assert again == ["nerf_runner", *words[:3], "eval_only=True"]
+    assert show[0] == "nerf_visualizer" and show[2] == "plugins=[tests/training/tiny_run.py]"
+    (override,) = OverridesParser.create().parse_overrides([show[1]])
+    assert override.value() == str(folder)
+
+
+def test_the_box_names_the_network_of_lpips_and_keeps_to_the_screen(tmp_path, capsys):
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    (folder / "results_test.json").write_text(json.dumps([{"step": 8, "lpips_net": "alex"}]))
+    row = {"step": 8, "epoch": 1, "split": "test", "psnr_full_image": 30.0, "lpips_full_image": 0.125}
+    _summarize(folder, Runtime(0), LoopResult(8, 2, {"test": row}), 1.0)
+    out = capsys.readouterr().out
+    assert "lpips_full_image (alex) 0.125" in " ".join(out.replace("│", " ").split())
+    assert max(map(len, out.splitlines())) <= 80
+
+
+class Talkative(tiny_run.TinySource):
+    """Has something to say."""
+
+    def get_datasets_and_dataloaders(self):
+        datasets, loaders = super().get_datasets_and_dataloaders()
+        return replace(datasets, notices=("the data is odd",)), loaders
+
+
+def test_notices_of_the_data_follow_the_first_line(tmp_path, capsys):
+    factory = ImplicitronModelFactory(model=Factory.of(tiny_run.TinyModel))
+    loop = ImplicitronTrainingLoop(max_epochs=1, evaluator=tiny_run.TinyEvaluator())
+    Experiment(exp_dir=str(tmp_path), data_source=Talkative(), model_factory=factory, training_loop=loop).run()
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.startswith("nerf_trainer ") and second == "note: the data is odd"

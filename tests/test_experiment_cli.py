@@ -20,6 +20,7 @@ SOURCE = "data_source_ImplicitronDataSource_args"
 FACTORY = "model_factory_ImplicitronModelFactory_args"
 LOOP = "training_loop_ImplicitronTrainingLoop_args"
 OVERFIT = f"{FACTORY}.model_OverfitModel_args"
+PROVIDER = f"{SOURCE}.dataset_map_provider_BlenderDatasetMapProvider_args"
 SCENE = (
     f"{SOURCE}.dataset_map_provider_class_type=BlenderDatasetMapProvider",
     f"{SOURCE}.dataset_map_provider_BlenderDatasetMapProvider_args.base_dir={REPOSITORY / 'scenes' / 'quickstart'}",
@@ -75,7 +76,12 @@ def nerf_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
             "'OverfitModl' is not a known ImplicitronModelBase; expected one of ",
         ),
         ([f"{OVERFIT}.loss_weights.loss_rgb_mes=1"], "'loss_rgb_mes' is not there yet"),
-        ([f"+{OVERFIT}.loss_weights.loss_rgb_mes=1"], "loss_rgb_mes"),
+        (
+            [f"+{OVERFIT}.loss_weights.loss_rgb_mes=1", f"{PROVIDER}.base_dir=/nowhere"],
+            f"error: {OVERFIT}.loss_weights.loss_rgb_mes: 'loss_rgb_mes' is not a known loss; expected one of loss_",
+        ),
+        ([f"+{OVERFIT}.loss_weights.loss_rgb_mes=1"], "did you mean 'loss_rgb_mse'?"),
+        ([f"{OVERFIT}.bg_color=[1,1]"], f"error: {OVERFIT}.bg_color: [1.0, 1.0], expected 3 values"),
         ([f"{LOOP}.max_epochs=3", "max_epochs=4"], f"max_epochs: 4, but {LOOP}.max_epochs is 3; give one"),
     ],
 )
@@ -151,7 +157,7 @@ def test_a_sweep_of_mistakes_runs_every_job_and_fails(nerf_runner: Run) -> None:
     assert code == 4
     assert "error: job 0: " in err
     assert "error: job 1: " in err
-    assert "nowhere/seed=2" in err
+    assert "nowhere/seed-2" in err
 
 
 def start(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -412,15 +412,37 @@ def test_tab_completion_knows_the_keys(
 def test_a_sweep_gives_each_job_a_folder(launch: Launch, tmp_path: Path) -> None:
     jobs = launch("--multirun", "exp_dir=runs/", "seed=1,2", f"{LOOP}.max_epochs=3,4")
     assert [made.exp_dir for made, _ in jobs] == [
-        f"runs/seed={seed},max_epochs={epochs}" for seed in (1, 2) for epochs in (3, 4)
+        f"runs/seed-{seed}_max_epochs-{epochs}" for seed in (1, 2) for epochs in (3, 4)
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     varying = launch("--multirun", "exp_dir=other/a,other/b")
     assert [made.exp_dir for made, _ in varying] == ["other/a", "other/b"]
     interpolated = launch("--multirun", "exp_dir=third/${seed}", "seed=5,6")
     assert [made.exp_dir for made, _ in interpolated] == ["third/5", "third/6"]
+    for made, _ in jobs:
+        assert one(launch(f"exp_dir={made.exp_dir}")).exp_dir == made.exp_dir, "as it is, without quotes"
     odd = launch("--multirun", "exp_dir=runs", "plugins=[os],[sys]")
     assert [made.exp_dir for made, _ in odd] == ["runs/0", "runs/1"]
+
+
+def test_a_task_gets_the_words_that_give_its_configuration_again(
+    tmp_path: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my dir").mkdir()
+    (tmp_path / "my dir" / "mine.yaml").write_text("defaults: [default_config, _self_]\nmax_epochs: 5\n")
+    seen: list[list[str]] = []
+
+    def words_of(*words: str) -> list[list[str]]:
+        seen.clear()
+        monkeypatch.setattr(sys, "argv", ["command", *words])
+        run_hydra(lambda: Root, lambda cfg, given: seen.append(given))
+        return list(seen)
+
+    flags = ["--config-dir", "my dir", "--config-name", "mine"]
+    assert words_of("seed=3", *flags, "exp_dir=a") == [[*flags, "seed=3", "exp_dir=a"]]
+    assert words_of("-m", *flags, "seed=1,2", "exp_dir=a") == [
+        [*flags, f"seed={i}", f"exp_dir=a/seed-{i}"] for i in (1, 2)
+    ]
 
 
 def test_a_sweep_goes_on_after_a_failed_job_and_fails_at_the_end(

@@ -43,7 +43,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_each_rate_has_its_run_and_its_line(launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     launch(*TINY, "exp_dir=rates", "rates=[0.01,0.001]")
     for rate in ("0.01", "0.001"):
-        folder = tmp_path / "rates" / f"lr={rate}"
+        folder = tmp_path / "rates" / f"lr-{rate}"
         assert f"  lr: {rate}\n" in (folder / "expconfig.yaml").read_text()
         assert (folder / "results_test.json").is_file()
     table = capsys.readouterr().out.split("learning rate   test PSNR\n")[1]
