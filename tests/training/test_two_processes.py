@@ -1,0 +1,110 @@
+"""Two processes train one model through the real command, on CPUs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from nerf_trainer.training.checkpoint import CheckpointStore
+from nerf_trainer.training.metrics_log import read_rows
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCENE = REPOSITORY / "scenes" / "quickstart"
+SOURCE = "data_source_ImplicitronDataSource_args"
+PROVIDER = f"{SOURCE}.dataset_map_provider_BlenderDatasetMapProvider_args"
+MODEL = "model_factory_ImplicitronModelFactory_args.model_OverfitModel_args"
+FIELD = f"{MODEL}.implicit_function_VoxelGridImplicitFunction_args"
+COARSE = f"{MODEL}.coarse_implicit_function_NeuralRadianceFieldImplicitFunction_args"
+LOOP = "training_loop_ImplicitronTrainingLoop_args"
+
+GROWING_GRIDS = """
+defaults: [quickstart, _self_]
+model_factory_ImplicitronModelFactory_args:
+  model_OverfitModel_args:
+    implicit_function_VoxelGridImplicitFunction_args:
+      voxel_grid_density_args: &grid
+        voxel_grid_FullResolutionVoxelGrid_args:
+          resolution_changes: {0: [5, 5, 5], 1: [9, 9, 9], 9: [9, 9, 9]}
+      voxel_grid_color_args: *grid
+"""
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    """The embedded scene with eight training views and one validation view: none is left for the second process."""
+    folder = tmp_path / "scenes" / "small"
+    folder.mkdir(parents=True)
+    content = json.loads((SCENE / "transforms_train.json").read_text())
+    for split, frames in (("train", content["frames"][:8]), ("val", content["frames"][8:9])):
+        for frame in frames:
+            name = f"{frame['file_path']}.png"
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(SCENE / name, folder / name)
+        (folder / f"transforms_{split}.json").write_text(json.dumps({**content, "frames": frames}))
+    return folder
+
+
+def two_processes(*words: str, cwd: Path) -> str:
+    """What the command says."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*command, "-m", "nerf_trainer.experiment", "--config-dir", "recipes", "--config-name", "two", *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    errors = [line for line in run.stderr.splitlines() if "rror" in line]
+    assert run.returncode == 0, "\n".join(errors)
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_validate_upsample_save_and_resume(scene: Path, tmp_path: Path) -> None:
+    """Two passes of which the coarse one has a loss without weight: its own weights get no gradient."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "two.yaml").write_text(GROWING_GRIDS)
+    words = [
+        f"exp_dir={tmp_path / 'run'}",
+        f"{PROVIDER}.base_dir={scene}",
+        f"{PROVIDER}.object_name=small",
+        f"{SOURCE}.data_loader_map_provider_ResidentDataLoaderMapProvider_args.dataset_length_train=3",
+        f"{MODEL}.raysampler_AdaptiveRaySampler_args.n_rays_total_training=64",
+        f"{MODEL}.raysampler_AdaptiveRaySampler_args.n_pts_per_ray_training=8",
+        f"{MODEL}.raysampler_AdaptiveRaySampler_args.n_pts_per_ray_evaluation=8",
+        f"{MODEL}.renderer_MultiPassEmissionAbsorptionRenderer_args.n_pts_per_ray_fine_training=8",
+        f"{MODEL}.renderer_MultiPassEmissionAbsorptionRenderer_args.n_pts_per_ray_fine_evaluation=8",
+        f"{MODEL}.coarse_implicit_function_class_type=NeuralRadianceFieldImplicitFunction",
+        f"{COARSE}.n_layers_xyz=2",
+        f"{COARSE}.n_hidden_neurons_xyz=8",
+        f"{COARSE}.n_hidden_neurons_dir=8",
+        f"{COARSE}.append_xyz=[]",
+        f"{FIELD}.scaffold_calculating_epochs=[]",
+        "optimizer_factory_ImplicitronOptimizerFactory_args.exponential_lr_step_size=11",
+        f"{LOOP}.validation_interval=1",
+        f"{LOOP}.metric_print_interval=2",
+        f"{LOOP}.checkpoint_seconds=0",
+        f"{LOOP}.detect_dead_start=false",
+        "test_when_finished=False",
+    ]
+    two_processes(*words, "max_epochs=2", cwd=tmp_path)
+    rows = list(read_rows(tmp_path / "run" / "metrics.jsonl"))
+    assert [(row["split"], row["step"]) for row in rows] == [
+        ("train", 2), ("train", 3), ("val", 3), ("train", 4), ("train", 6), ("val", 6),
+    ]  # fmt: skip
+    assert all(row["objective"] > 0 for row in rows)
+    checkpoint = CheckpointStore(tmp_path / "run").latest()
+    assert checkpoint is not None and checkpoint.state.step == 6 and checkpoint.manifest.world_size == 2
+    weights = load_file(checkpoint.path / "model.safetensors")
+    assert weights["_fields.1.voxel_grid_density._values.nodes"].shape == (9, 9, 9, 1)
+
+    said = two_processes(*words, "max_epochs=3", cwd=tmp_path)
+    assert said.count("resumes from step 6") == 1
+    latest = CheckpointStore(tmp_path / "run").latest()
+    assert latest is not None and latest.state.step == 9
