@@ -4,8 +4,10 @@ The import hook must stand before the first import of the package, in every work
 this file before it collects any test, so the top of it is that place.
 """
 
+import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -18,6 +20,7 @@ jaxtyping.install_import_hook("nerf_trainer", "tests.shape_checks.checked")
 
 import pytest  # noqa: E402  (the hook comes first)
 import torch  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -54,3 +57,30 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is no folder; name one in NERF_TRAINER_TEST_DATA")
     return folder
+
+
+@pytest.fixture
+def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., DictConfig]]:
+    """Composes a recipe as `nerf_runner` does, in an empty working directory; interpolations stay as written.
+
+    The recipes that ask for a Blender scene get the embedded one.
+    """
+    from nerf_trainer.experiment import Experiment
+    from nerf_trainer.launch import run_hydra
+
+    handlers, level = list(logging.root.handlers), logging.root.level
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("NERF_TRAINER_DEBUG", "1")
+    monkeypatch.setenv("BLENDER_DATASET_ROOT", "scene:/")
+    monkeypatch.setenv("BLENDER_SINGLESEQ_CLASS", "quickstart")
+
+    def run(recipe: str, *overrides: str) -> DictConfig:
+        composed: list[DictConfig] = []
+        monkeypatch.setattr(sys, "argv", ["nerf_runner", "--config-name", recipe, *overrides])
+        run_hydra(lambda: Experiment, lambda config, _: composed.append(config))
+        return composed[0]
+
+    yield run
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)

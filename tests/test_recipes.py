@@ -1,10 +1,7 @@
 """Every shipped recipe: it composes, builds and takes a step; the reference's recipes have the reference's values."""
 
 import json
-import logging
 import math
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from nerf_trainer.config import build
 from nerf_trainer.experiment import Experiment
-from nerf_trainer.launch import run_hydra
 from nerf_trainer.models.overfit import OverfitModel
+from tests.recipe_kit import Compose, chosen
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))
 OVERFIT_CHAIN = ("overfit_base", "overfit_singleseq_base", "overfit_singleseq_nerf_blender")
 """Each one's parent is the one before."""
-
-Compose = Callable[..., DictConfig]
-
-
-@pytest.fixture
-def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compose]:
-    """Composes a recipe as `nerf_runner` does, in an empty working directory; interpolations stay as written."""
-    handlers, level = list(logging.root.handlers), logging.root.level
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("NERF_TRAINER_DEBUG", "1")
-    monkeypatch.setenv("BLENDER_DATASET_ROOT", "scene:/")
-    monkeypatch.setenv("BLENDER_SINGLESEQ_CLASS", "quickstart")
-
-    def run(recipe: str, *overrides: str) -> DictConfig:
-        composed: list[DictConfig] = []
-        monkeypatch.setattr(sys, "argv", ["nerf_runner", "--config-name", recipe, *overrides])
-        run_hydra(lambda: Experiment, lambda config, _: composed.append(config))
-        return composed[0]
-
-    yield run
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-
-
-def chosen(config: DictConfig, name: str) -> DictConfig:
-    """The arguments of what fills the place `name`."""
-    return config[f"{name}_{config[f'{name}_class_type']}_args"]
 
 
 def shrink_(config: DictConfig) -> None:
