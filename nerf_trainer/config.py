@@ -606,7 +606,7 @@ def explain(cls: type[Configurable], error: OmegaConfBaseException, key: str | N
             )
         hint = _without_none(fields[segment])[0]
     if isinstance(error, KeyValidationError):
-        wanted = _type_name(typing.get_args(hint)[0])
+        wanted = next(map(_type_name, typing.get_args(hint)), "another kind of key")
         return ConfigError(keyed_line(full_key, f"{shown(segments[-1])} does not fit as a key, expected {wanted}"))
     if "is not in struct" in str(error):  # a dictionary, which Hydra closes on the command line
         if typing.get_origin(hint) is dict:

@@ -378,8 +378,8 @@ def _explain(command: _Command, root: type[Configurable] | None, error: Exceptio
         cause = cause.__cause__ or cause.__context__
     if cause is None or root is None:
         return ConfigError(keyed_line("", str(error) or repr(error)))
-    match = re.search(r"Could not override '([^']+)'", str(error))
-    key = match[1] if match else None
+    match = re.search(r"Could not override '([^']+)'|Error merging override \+*([^=]+)=", str(error))
+    key = (match[1] or match[2]) if match else None
     if str(key or cause.full_key).startswith("hydra."):
         return ConfigError(keyed_line(str(key or cause.full_key), str(cause).splitlines()[0]))
     explained = explain(root, cause, key)

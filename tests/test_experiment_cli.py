@@ -20,6 +20,9 @@ SOURCE = "data_source_ImplicitronDataSource_args"
 FACTORY = "model_factory_ImplicitronModelFactory_args"
 LOOP = "training_loop_ImplicitronTrainingLoop_args"
 OVERFIT = f"{FACTORY}.model_OverfitModel_args"
+GRIDS = (
+    "implicit_function_VoxelGridImplicitFunction_args.voxel_grid_density_args.voxel_grid_FullResolutionVoxelGrid_args"
+)
 PROVIDER = f"{SOURCE}.dataset_map_provider_BlenderDatasetMapProvider_args"
 SCENE = (
     f"{SOURCE}.dataset_map_provider_class_type=BlenderDatasetMapProvider",
@@ -76,6 +79,7 @@ def nerf_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
             "'OverfitModl' is not a known ImplicitronModelBase; expected one of ",
         ),
         ([f"{OVERFIT}.loss_weights.loss_rgb_mes=1"], "'loss_rgb_mes' is not there yet"),
+        ([f"{OVERFIT}.{GRIDS}.resolution_changes.0=[5,5,5]"], "resolution_changes.0: '0' does not fit as a key"),
         (
             [f"+{OVERFIT}.loss_weights.loss_rgb_mes=1", f"{PROVIDER}.base_dir=/nowhere"],
             f"error: {OVERFIT}.loss_weights.loss_rgb_mes: 'loss_rgb_mes' is not a known loss; expected one of loss_",
