@@ -47,3 +47,46 @@ def chosen_words(args: Namespace, overrides: Iterable[str]) -> list[str]:
     ]
     search_path = [word for word in args.overrides if word.startswith("hydra.searchpath=")]
     return [*flags, *search_path, *overrides]
+
+
+def help_text(recipes: Sequence[str] | None) -> str:
+    """What ``--help`` prints, with Hydra's interpolations left in it.
+
+    Args:
+        recipes: names of the shipped configurations that the command runs; None for a command that reads a run.
+    """
+    if recipes is None:
+        return _RUN_HELP + _FLAGS + _DEBUG
+    return _RECIPE_HELP.replace("RECIPES", ", ".join(recipes), 1) + _FLAGS + _DEBUG
+
+
+_RECIPE_HELP = """\
+${hydra.help.app_name}: ${hydra.help.header}
+
+usage: ${hydra.help.app_name} [--config-name RECIPE] [key=value ...]
+
+Recipes: RECIPES
+
+  --config-name, -cn NAME   what to run: a recipe, or a YAML of your own
+  --config-dir, -cd FOLDER  where YAMLs of your own are, which may say "defaults: [RECIPE, _self_]"
+  --config-path, -cp FOLDER the same, and relative configs are sought there first
+"""
+_RUN_HELP = """\
+${hydra.help.app_name}: ${hydra.help.header}
+
+usage: ${hydra.help.app_name} exp_dir=FOLDER [key=value ...]
+
+  exp_dir=FOLDER            the run, as nerf_runner left it
+  n_eval_cameras=40         views along the path; trajectory_type, max_angle, trajectory_scale say which path
+  render_size="[128,128]"   height and width of a rendered view; video_size of a frame
+"""
+_FLAGS = """\
+  --cfg job                 show every key with its value, and run nothing (-p KEY for a part, --resolve)
+  --info [searchpath|...]   show where configurations come from
+  --multirun, -m            a sweep: key=1,2,3 runs a job for each value
+  -sc install=bash          tab completion: eval "$$(${hydra.help.app_name} -sc install=bash)"
+  --hydra-help              Hydra's own flags and settings
+"""
+_DEBUG = """
+With NERF_TRAINER_DEBUG=1 in the environment an error shows its traceback.
+"""

@@ -623,7 +623,9 @@ def explain(cls: type[Configurable], error: OmegaConfBaseException, key: str | N
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+    line = str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+    unset = re.match(r"Environment variable '([^']+)' not found", line)
+    return f"{line}; set it first: export {unset[1]}=..." if unset else line
 
 
 def _full_key(node: DictConfig, key: str) -> str:

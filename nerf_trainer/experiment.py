@@ -101,7 +101,7 @@ class Experiment(Configurable):
         display = Display(runtime.is_main)
         text = run_config.to_text(config) if config is not None else None
         folder = Path(self.exp_dir).expanduser()
-        if text is not None and self.model_factory.resume:
+        if text is not None and self.model_factory.resume and not self.training_loop.eval_only:
             folder = run_config.settle_folder(folder, text, self.on_conflict)
         if self.training_loop.eval_only and not folder.is_dir():
             raise CheckpointError(f"exp_dir: there is no folder {folder} to evaluate; expected that of a trained run")
@@ -145,6 +145,9 @@ class Experiment(Configurable):
             if text is not None and run.checkpoint is not None:
                 for notice in run_config.derived_changes(folder, text):
                     display.note(notice)
+                if self.training_loop.eval_only:
+                    for notice in run_config.other_settings(folder, text):
+                        display.note(notice)
             if text is not None and runtime.is_main and not self.training_loop.eval_only:
                 run_config.save(folder, text)
             try:

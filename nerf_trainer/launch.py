@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nerf_trainer.command_line import assignment, chosen_words, without
+from nerf_trainer.command_line import assignment, chosen_words, help_text, without
 from nerf_trainer.config import Configurable, explain, schema
 from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
 from nerf_trainer.plugins import import_plugins, make_importable
@@ -52,25 +52,6 @@ SHORTHANDS: Mapping[str, str] = {
 
 _VERSION_BASE = "1.3"
 
-_HELP = """\
-${hydra.help.app_name}: ${hydra.help.header}
-
-usage: ${hydra.help.app_name} [--config-name RECIPE] [key=value ...]
-
-Recipes: RECIPES
-
-  --config-name, -cn NAME   what to run: a recipe, or a YAML of your own
-  --config-dir, -cd FOLDER  where YAMLs of your own are, which may say "defaults: [RECIPE, _self_]"
-  --config-path, -cp FOLDER the same, and relative configs are sought there first
-  --cfg job                 show every key with its value, and run nothing (-p KEY for a part, --resolve)
-  --info [searchpath|...]   show where configurations come from
-  --multirun, -m            a sweep: key=1,2,3 runs a job for each value
-  -sc install=bash          tab completion: eval "$$(${hydra.help.app_name} -sc install=bash)"
-  --hydra-help              Hydra's own flags and settings
-
-With NERF_TRAINER_DEBUG=1 in the environment an error shows its traceback.
-"""
-
 Task = Callable[[DictConfig, list[str]], None]
 """Gets the composed configuration, untyped and unresolved, and the words of a command line that gives it again."""
 
@@ -85,6 +66,7 @@ class _Command:
     task: Task
     config_name: str
     args: Namespace
+    has_recipes: bool
     reported: list[UserError] = dataclasses.field(default_factory=list)
 
     @property
@@ -105,6 +87,7 @@ def run_hydra(
     config_name: str = DEFAULT_CONFIG,
     name: str = "nerf_runner",
     summary: str = "train, resume, evaluate and sweep radiance fields",
+    has_recipes: bool = True,
 ) -> None:
     """Read ``sys.argv`` as a Hydra command line and run `task` on the composed configuration.
 
@@ -114,13 +97,14 @@ def run_hydra(
         config_name: what is composed when the command line names no configuration.
         name: the command's name, for help.
         summary: half a sentence for help.
+        has_recipes: whether the shipped recipes are configurations of this command.
 
     Raises:
         SystemExit: with the code of a UserError, after its one line on stderr. With ``NERF_TRAINER_DEBUG=1`` the
             error itself is raised. Errors that are not the user's are always raised.
     """
     args = _settle_arguments()
-    command = _Command(name, summary, root, task, args.config_name or config_name, args)
+    command = _Command(name, summary, root, task, args.config_name or config_name, args, has_recipes)
     for folder in (Path.cwd(), *command.config_dirs):
         make_importable(folder)
     Plugins.instance().register(_ShippedRecipes)
@@ -131,8 +115,12 @@ def run_hydra(
         if os.environ.get("NERF_TRAINER_DEBUG") == "1":
             raise
         if error not in command.reported:
-            print(f"error: {error}", file=sys.stderr)
+            unchosen = has_recipes and args.config_name is None and "(missing)" in str(error)
+            print(f"error: {error}{'; or choose a recipe: --config-name' if unchosen else ''}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted before there was anything to save", file=sys.stderr)
+        sys.exit(130)
 
 
 def _compose_and_run(command: _Command) -> None:
@@ -240,7 +228,7 @@ def _store_hydra_defaults(command: _Command) -> None:
         "app_name": command.name,
         "header": command.summary,
         "footer": "",
-        "template": _HELP.replace("RECIPES", ", ".join(_recipes(command)), 1),
+        "template": help_text(_recipes(command) if command.has_recipes else None),
     }
     chosen = {"output": "nerf_trainer", "help": "nerf_trainer", "job_logging": "stdout"}
     node = HydraConf(job=JobConf(name=command.name), output_subdir=None)
@@ -389,7 +377,9 @@ def _explain(command: _Command, root: type[Configurable] | None, error: Exceptio
 
 def _override_line(error: OverrideParseException) -> str:
     problem = error.message.splitlines()[0]
-    return keyed_line("command line", f"{shown(error.override)} is no override ({problem}); expected key=value")
+    recipe = re.fullmatch(r"\w+", str(error.override)) and (configs_folder() / f"{error.override}.yaml").is_file()
+    meant = f"; did you mean --config-name {error.override}?" if recipe else ""
+    return keyed_line("command line", f"{shown(error.override)} is no override ({problem}); expected key=value{meant}")
 
 
 def _is_hydras_own(error: Exception) -> bool:

@@ -385,7 +385,11 @@ def _task(config: DictConfig, words: list[str]) -> None:
 def main() -> None:
     """The command `nerf_visualizer`."""
     launch.run_hydra(
-        lambda: VisualizeConfig, _task, name="nerf_visualizer", summary="renders videos of a trained run's scene"
+        lambda: VisualizeConfig,
+        _task,
+        name="nerf_visualizer",
+        summary="renders videos of a trained run's scene",
+        has_recipes=False,
     )
 
 

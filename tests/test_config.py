@@ -333,7 +333,8 @@ def test_an_unset_environment_variable_is_one_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("SCENE_ROOT", raising=False)
     with pytest.raises(
         ConfigError,
-        match=r"^root: '\$\{oc.env:SCENE_ROOT\}' does not resolve: Environment variable 'SCENE_ROOT' not found",
+        match=r"^root: '\$\{oc.env:SCENE_ROOT\}' does not resolve: Environment variable 'SCENE_ROOT' not found"
+        r"; set it first: export SCENE_ROOT=\.\.\.$",
     ):
         build(Scene, {"root": "${oc.env:SCENE_ROOT}"})
 

@@ -258,10 +258,18 @@ class RayModel(ImplicitronModelBase):
     def _render(self, rays: RayBundle, fields: Sequence[BoundField]) -> RendererOutput:
         mode = EvaluationMode.TRAINING if self.training else EvaluationMode.EVALUATION
         if self.training:
-            return self._renderer(rays, fields, mode)
+            return self._rendered(rays, fields, mode)
         placed = 0 if rays.lengths is None else rays.lengths.shape[-1]
         per_ray = max(1, placed + self._renderer.n_samples_per_ray * (len(fields) > 1 or placed == 0))
-        return render_in_chunks(lambda part: self._renderer(part, fields, mode), rays, self.chunk_size_grid // per_ray)
+        return render_in_chunks(lambda part: self._rendered(part, fields, mode), rays, self.chunk_size_grid // per_ray)
+
+    def _rendered(self, rays: RayBundle, fields: Sequence[BoundField], mode: EvaluationMode) -> RendererOutput:
+        """What the renderer makes of the rays; a plug-in that returns something else is told so."""
+        rendered = self._renderer(rays, fields, mode)
+        if not isinstance(rendered, RendererOutput):
+            found, renderer = type(rendered).__name__, type(self._renderer).__name__
+            raise ConfigError(f"renderer_class_type: {renderer}.forward returned a {found}, expected a RendererOutput")
+        return rendered
 
     def _composite(
         self, rgb: Float[Tensor, "*rays 3"], alpha: Float[Tensor, "*rays 1"] | None, rays: RayBundle

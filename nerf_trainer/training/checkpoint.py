@@ -96,7 +96,8 @@ class CheckpointStore:
         listed = ", ".join(map(str, sorted(set(begun)))) or "none"
         bad = f"; bad: {'; '.join(reasons)}" if reasons else ""
         raise CheckpointError(
-            f"{self.folder}: no checkpoint with {epoch} finished epochs; there are {listed}{bad}; expected one of these"
+            f"{self.folder}: no checkpoint with {epoch} finished epochs (resume_epoch={epoch - 1}); there are {listed}"
+            f"{bad}; expected resume_epoch to be one less than one of these"
         )
 
     def _candidates(self) -> list[Path]:

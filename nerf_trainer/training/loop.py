@@ -108,6 +108,8 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
     """Address of the visdom server."""
 
     def __post_init__(self) -> None:
+        if self.max_epochs < 1:
+            raise ConfigError(f"max_epochs: {self.max_epochs}; expected at least 1")
         counts = {
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "metric_print_interval": self.metric_print_interval,

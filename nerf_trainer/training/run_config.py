@@ -129,14 +129,24 @@ def settle_folder(folder: Path, text: str, on_conflict: OnConflict) -> Path:
         while _conflict(beside := folder.with_name(f"{folder.name}-{number}"), text):
             number += 1
         return beside
-    some = ", ".join(f"{key}: {shown(old)} -> {shown(new)}" for key, (old, new) in list(found.items())[:3])
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     raise CheckpointError(
         keyed_line(
             "exp_dir",
-            f"{folder} holds a run with other settings; use another exp_dir or on_conflict=new|resume ({some}{more})",
+            f"{folder} holds a run with other settings; use another exp_dir or on_conflict=new|resume ({_some(found)})",
         )
     )
+
+
+def other_settings(folder: Path, text: str) -> list[str]:
+    """A notice of what an evaluation sets otherwise than the training did; it may, as long as the weights fit."""
+    found = _conflict(folder, text)
+    return [f"evaluated with other settings than it was trained with ({_some(found)})"] if found else []
+
+
+def _some(found: Mapping[str, tuple[Any, Any]]) -> str:
+    """The first few of some differences."""
+    some = ", ".join(f"{key}: {shown(old)} -> {shown(new)}" for key, (old, new) in list(found.items())[:3])
+    return f"{some} and {len(found) - 3} more" if len(found) > 3 else some
 
 
 def _conflict(folder: Path, text: str) -> dict[str, tuple[Any, Any]]:

@@ -488,7 +488,8 @@ def test_the_checkpoint_of_an_epoch_is_found(tmp_path: Path):
     assert store.at_epoch(2).state.step == 20
     flip_bit(store.folder / "step-00000030" / "state.json", 8)
     with pytest.raises(
-        CheckpointError, match=r"no checkpoint with 3 finished epochs; there are 1, 2; bad: step-00000030/"
+        CheckpointError,
+        match=r"with 3 finished epochs \(resume_epoch=2\); there are 1, 2; bad: step-00000030/",
     ):
         store.at_epoch(3)
 

@@ -74,10 +74,10 @@ def test_the_checkpoint_asked_for_is_loaded(
 
 @pytest.mark.parametrize("eval_only", [False, True])
 def test_an_epoch_that_was_not_saved_is_an_error(tmp_path: Path, store: CheckpointStore, eval_only: bool):
-    with pytest.raises(CheckpointError, match="no checkpoint with 3 finished epochs; there are none"):
+    with pytest.raises(CheckpointError, match=r"with 3 finished epochs \(resume_epoch=2\); there are none"):
         factory(resume_epoch=2)(tmp_path, store, eval_only)
     used(store)
-    with pytest.raises(CheckpointError, match="no checkpoint with 3 finished epochs; there are 1, 2"):
+    with pytest.raises(CheckpointError, match=r"with 3 finished epochs \(resume_epoch=2\); there are 1, 2"):
         factory(resume_epoch=2)(tmp_path, store, eval_only)
 
 
