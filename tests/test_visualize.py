@@ -17,6 +17,7 @@ from PIL import Image
 from nerf_trainer import visualize
 from nerf_trainer.config import build, schema
 from nerf_trainer.experiment import Experiment
+from nerf_trainer.training.interruption import RunStoppedError
 from nerf_trainer.training.runtime import Precision
 from nerf_trainer.visualize import SavedRun, VisualizeConfig
 from tests.data.conftest import BlenderScene
@@ -242,7 +243,7 @@ def test_a_signal_leaves_nothing_behind(trained: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(visualize.VideoWriter, "append", stopped)
     settings = VisualizeConfig(exp_dir=str(trained), output_directory=str(tmp_path), render_size=(4, 4))
-    with pytest.raises(visualize.RunStoppedError) as caught:
+    with pytest.raises(RunStoppedError) as caught:
         settings.run()
     assert caught.value.exit_code == 143
     assert len(calls) == 8
