@@ -34,6 +34,7 @@ from nerf_trainer.training.runtime import (
     Runtime,
     StatusFile,
     exclusive,
+    leave_ranks,
     make_run_folder,
     seed_everything,
 )
@@ -264,6 +265,7 @@ def _task(config: DictConfig, words: list[str]) -> None:
 def main() -> None:
     """The command `nerf_runner`."""
     launch.run_hydra(lambda: Experiment, _task)
+    leave_ranks()
 
 
 if __name__ == "__main__":

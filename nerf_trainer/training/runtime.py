@@ -168,6 +168,13 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def leave_ranks() -> None:
+    """Part from the other ranks once all are done; a process that merely ends can abort one that still listens."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def _accelerator(precision: Precision) -> Accelerator:
     mixed = precision.value if precision in (Precision.bf16, Precision.fp16) else "no"
     asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
