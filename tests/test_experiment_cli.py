@@ -67,6 +67,7 @@ def nerf_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
             ["precision=bf17"],
             "precision: 'bf17' is no Precision; expected one of fp32, tf32, bf16, fp16; did you mean 'bf16'?",
         ),
+        (["quickstart"], "did you mean --config-name quickstart?"),
         (["on_conflict=maybe"], "on_conflict: 'maybe' is no OnConflict; expected one of error, resume, new"),
         ([f"{LOOP}.max_epoch=1"], f"{LOOP}.max_epoch: 'max_epoch' is not a key of ImplicitronTrainingLoop; "),
         (

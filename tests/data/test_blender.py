@@ -281,8 +281,6 @@ def test_names_that_need_care(tmp_path, scene):
 
 
 def test_quickstart_scene(repository):
-    if not (repository / "scenes" / "quickstart" / "transforms_test.json").exists():
-        pytest.skip("scenes/quickstart is not rendered here")
     datasets = BlenderDatasetMapProvider(base_dir="scene://quickstart", object_name="quickstart").get_dataset_map()
     meta = json.loads((repository / "scenes" / "quickstart" / "meta.json").read_text())
     assert len(datasets.train) == meta["n_train"] and len(datasets.test) == meta["n_test"]

@@ -95,13 +95,11 @@ def test_base_dir_must_be_a_folder(tmp_path):
             scene_folder(missing)
 
 
-def test_embedded_scenes_have_names(repository):
+def test_embedded_scenes_have_names():
     with pytest.raises(DataError, match="scene://atlantis is no embedded scene"):
         scene_folder("scene://atlantis")
     with pytest.raises(DataError, match="no embedded scene"):
         embedded_scene("../nerf_trainer")
-    if not (repository / "scenes" / "quickstart" / "transforms_train.json").exists():
-        pytest.skip("scenes/quickstart is not rendered here")
     assert (scene_folder("scene://quickstart") / "transforms_train.json").is_file()
 
 

@@ -289,3 +289,10 @@ def test_a_trained_model_fits_its_scene() -> None:
     with torch.no_grad():
         error = module.eval()(frames[:1]).metrics["loss_rgb_mse"]
     assert frames.image_rgb.var() > 10 * error
+
+
+def test_a_renderer_that_returns_something_else_is_told_so() -> None:
+    module = model()
+    module._renderer.forward = lambda *_: torch.zeros(1)
+    with pytest.raises(ConfigError, match="forward returned a Tensor, expected a RendererOutput"):
+        module(resident(photographs()))

@@ -8,6 +8,7 @@ from nerf_trainer.training.run_config import (
     derived_changes,
     differences,
     digest,
+    other_settings,
     save,
     settle_folder,
     to_text,
@@ -119,3 +120,10 @@ def test_interpolations_of_the_environment_stay_unseen(tmp_path, monkeypatch):
 
 def test_a_folder_without_a_run_says_nothing(tmp_path):
     assert derived_changes(tmp_path, changed()) == []
+
+
+def test_an_evaluation_says_what_it_sets_otherwise(tmp_path):
+    folder = used(tmp_path, changed())
+    assert other_settings(folder, changed()) == []
+    (notice,) = other_settings(folder, changed(seed=2))
+    assert "seed: 1 -> 2" in notice
