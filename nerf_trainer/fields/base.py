@@ -21,8 +21,15 @@ class FieldSpec:
     """Width of the rendered features; 3 for RGB."""
     pooled_dim: int = 0
     """Width of the features pooled from source views; 0 without."""
+    pooled_per_view: bool = False
+    """Whether pooled features keep a dimension of source views before their width, for a field that reduces it."""
     global_code_dim: int = 0
     """Width of the code of a whole sequence or time; 0 without."""
+
+    @property
+    def conditioning_dim(self) -> int:
+        """What `conditioned` adds to an embedding's width."""
+        return self.pooled_dim + self.global_code_dim
 
 
 @dataclass(frozen=True)
@@ -31,10 +38,11 @@ class FieldInputs:
 
     cameras: Cameras | None = None
     """The views that the rays' camera_index points into."""
-    pool: Callable[[Tensor], Tensor] | None = None
-    """Features pooled from source views at points (*rays S 3); every pass asks for its own points."""
+    pool: Callable[[RayBundle], Tensor] | None = None
+    """Features pooled from source views at the samples of rays, (*rays S P), or (*rays S V P) where the spec says
+    `pooled_per_view`; every pass asks for its own samples."""
     global_code: Float[Tensor, "B D"] | None = None
-    """A code for each view of the batch."""
+    """A code for each view that the rays' camera_index points into."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,16 @@ class ImplicitFunctionBase(ReplaceableBase, torch.nn.Module):
         """Whether the field can be evaluated at samples placed by a coarser pass."""
         return True
 
+    @property
+    def needs_cones(self) -> bool:
+        """Whether the rays must have bins and radii (`cast_ray_bundle_as_cone` of the ray sampler)."""
+        return False
+
+    @property
+    def gives_density(self) -> bool:
+        """Whether `FieldOutputs.densities` can be composited along rays."""
+        return True
+
     def regularization(self) -> Mapping[str, Callable[[], Tensor]]:
         """How to compute scalars, by loss name without its prefix (`density_tv`), from the field's parameters alone."""
         return {}
@@ -84,3 +102,24 @@ class BoundField:
 
     def __call__(self, ray_bundle: RayBundle) -> FieldOutputs:
         return self.field(ray_bundle, self.inputs)
+
+
+def conditioned(
+    embedded: Float[Tensor, "*rays S E"], ray_bundle: RayBundle, inputs: FieldInputs
+) -> Float[Tensor, "*rays_S_views F"]:
+    """Append to each sample's embedding what was pooled for it and its view's global code, in this order.
+
+    Wider by `FieldSpec.conditioning_dim`. Where features are pooled per view the result is (*rays S V F): the embedding
+    and the code are repeated for each source view.
+    """
+    parts = [embedded]
+    if inputs.pool is not None:
+        pooled = inputs.pool(ray_bundle)
+        if pooled.ndim > embedded.ndim:
+            parts = [embedded[..., None, :].expand(*pooled.shape[:-1], -1)]
+        parts.append(pooled)
+    if inputs.global_code is not None:
+        code = inputs.global_code[ray_bundle.camera_index]
+        ahead = (1,) * (parts[0].ndim - code.ndim)
+        parts.append(code.reshape(*code.shape[:-1], *ahead, -1).expand(*parts[0].shape[:-1], -1))
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else embedded

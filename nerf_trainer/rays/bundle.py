@@ -61,6 +61,11 @@ class RayBundle:
         """The same rays with other samples along them."""
         return replace(self, lengths=lengths, bins=bins)
 
+    def at(self, points: Float[Tensor, "*rays 3"]) -> Self:
+        """The same rays with one sample each, at `points`; gradients reach the points exactly."""
+        lengths = torch.zeros_like(self.near)[..., None]
+        return replace(self, origins=points, lengths=lengths, bins=None)
+
     def flatten(self) -> Self:
         """All rays in one group: shape (1, n)."""
         return self._map(lambda t, n_dims: t.reshape(1, -1, *t.shape[n_dims:]))

@@ -67,6 +67,11 @@ class RaySamplerBase(ReplaceableBase, torch.nn.Module):
         return None
 
     @property
+    def casts_cones(self) -> bool:
+        """Whether rays have bins and radii, for fields that integrate over conical frusta."""
+        return False
+
+    @property
     def scene_radius(self) -> float | None:
         """Radius of the sphere that holds the scene, where the sampler knows one."""
         return None
@@ -137,6 +142,10 @@ class PinholeRaySampler(RaySamplerBase, Scheduled):
     @property
     def fewest_lengths(self) -> int | None:
         return min(self.n_pts_per_ray_training, self.n_pts_per_ray_evaluation)
+
+    @property
+    def casts_cones(self) -> bool:
+        return self.cast_ray_bundle_as_cone
 
     @abstractmethod
     def bounds(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerf_trainer.config import ReplaceableBase, runtime
-from nerf_trainer.fields.base import BoundField
+from nerf_trainer.fields.base import BoundField, ImplicitFunctionBase
 from nerf_trainer.rays.bundle import RayBundle
 
 
@@ -70,6 +70,21 @@ class BaseRenderer(ReplaceableBase, torch.nn.Module):
         **kwargs: object,
     ) -> RendererOutput:
         """Render the bundle. `implicit_functions` holds one field a pass, or one for all passes."""
+
+    def check_fields(self, fields: Sequence[ImplicitFunctionBase]) -> None:
+        """Refuse fields that this renderer can't render, once they are built.
+
+        Args:
+            fields: the field of each pass, coarsest first.
+
+        Raises:
+            ConfigError: a field is of no use to this renderer, or one for each pass is too many.
+        """
+
+    @property
+    def gives_gradients(self) -> bool:
+        """Whether a training render has the gradients of a signed distance in its extras, under `gradients`."""
+        return False
 
     @property
     def needs_lengths(self) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from nerf_trainer.config import choice, registry
 from nerf_trainer.errors import ConfigError
-from nerf_trainer.fields.base import BoundField
+from nerf_trainer.fields.base import BoundField, ImplicitFunctionBase
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.refine import FEWEST_TO_REFINE, RayPointRefiner
@@ -104,6 +104,14 @@ class MultiPassEmissionAbsorptionRenderer(BaseRenderer):
         """Drop the per-sample tensors of an evaluation unless they were asked for: whole images are large."""
         keep = mode is EvaluationMode.TRAINING or self.return_weights
         return output if keep else replace(output, weights=None, lengths=None, extras={})
+
+    def check_fields(self, fields: Sequence[ImplicitFunctionBase]) -> None:
+        no_density = next((type(field).__name__ for field in fields if not field.gives_density), None)
+        if no_density is not None:
+            raise ConfigError(
+                f"renderer_class_type: {type(self).__name__} composites densities, which {no_density} has not;"
+                " expected a renderer made for it, such as SignedDistanceFunctionRenderer"
+            )
 
     def fewest_lengths(self, n_passes: int) -> int:
         return FEWEST_TO_REFINE if n_passes > 1 else 1
