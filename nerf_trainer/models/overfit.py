@@ -6,7 +6,7 @@ import torch
 
 from nerf_trainer.config import Factory, choice, registry
 from nerf_trainer.errors import ConfigError
-from nerf_trainer.fields.base import FieldInputs, FieldSpec, ImplicitFunctionBase
+from nerf_trainer.fields.base import FieldInputs, ImplicitFunctionBase
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.ray_model import RayModel
 
@@ -27,14 +27,13 @@ class OverfitModel(RayModel):
                 "share_implicit_function_across_passes: true together with a coarse_implicit_function;"
                 " expected one or the other: set coarse_implicit_function_class_type to null or do not share"
             )
-        spec = FieldSpec(color_dim=self.render_features_dimensions)
-        coarse = self.coarse_implicit_function
-        fields = [self.implicit_function(spec=spec)]
-        self._fields = torch.nn.ModuleList([coarse(spec=spec), *fields] if coarse is not None else fields)
+        spec, coarse = self.field_spec(), self.coarse_implicit_function
+        fields = [self.implicit_function] if coarse is None else [coarse, self.implicit_function]
+        self._fields = torch.nn.ModuleList(field(spec=spec) for field in fields)
         self.check_parts()
 
-    def inputs(self, frames: FrameData) -> FieldInputs:
-        return FieldInputs(cameras=frames.cameras)
+    def inputs(self, views: FrameData, frames: FrameData) -> FieldInputs:
+        return FieldInputs(cameras=views.cameras, global_code=self.global_code(views))
 
     def passes(self) -> Sequence[ImplicitFunctionBase]:
         fields = [field for field in self._fields if isinstance(field, ImplicitFunctionBase)]

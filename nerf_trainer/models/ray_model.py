@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from nerf_trainer.conditioning.global_encoders import GlobalEncoderBase
 from nerf_trainer.config import Factory, choice
 from nerf_trainer.errors import ConfigError, DataError
-from nerf_trainer.fields.base import BoundField, FieldInputs, ImplicitFunctionBase
+from nerf_trainer.fields.base import BoundField, FieldInputs, FieldSpec, ImplicitFunctionBase
 from nerf_trainer.frames import FrameContents, FrameData
 from nerf_trainer.losses.regularization import RegularizationMetricsBase
 from nerf_trainer.losses.view_metrics import ViewMetricsBase
@@ -78,6 +79,8 @@ class RayModel(ImplicitronModelBase):
 
     raysampler: RaySamplerBase = choice("AdaptiveRaySampler")
     """Chooses the rays and their first samples."""
+    global_encoder: GlobalEncoderBase | None = choice(None)
+    """Gives each view a code of its sequence or time, which the fields are told; null for none."""
     renderer: Factory[BaseRenderer] = choice("MultiPassEmissionAbsorptionRenderer")
     """Turns rays and fields into pictures."""
     implicit_function: Factory[ImplicitFunctionBase] = choice("NeuralRadianceFieldImplicitFunction")
@@ -113,6 +116,8 @@ class RayModel(ImplicitronModelBase):
     """Most samples evaluated at once in evaluation; any number works."""
     n_train_target_views: int = 1
     """Views of a training batch that are rendered, from the first; 0 or less is all. Resident scenes draw from all."""
+    output_rasterized_mc: bool = False
+    """Splat the rays that a training step draws onto images, for previews."""
 
     def __post_init__(self) -> None:
         self._check_options()
@@ -140,15 +145,25 @@ class RayModel(ImplicitronModelBase):
                 " colours; set mask_images: true or background: RAYMARCHER"
             )
 
+    def field_spec(self, pooled_dim: int = 0, pooled_per_view: bool = False) -> FieldSpec:
+        """What fields of this model are told."""
+        return FieldSpec(
+            color_dim=self.render_features_dimensions,
+            pooled_dim=pooled_dim,
+            pooled_per_view=pooled_per_view,
+            global_code_dim=0 if self.global_encoder is None else self.global_encoder.encoding_dim,
+        )
+
     def check_parts(self) -> None:
         """Refuse parts that don't go together, once the fields are built.
 
         Raises:
-            ConfigError: a name among the loss weights is no loss, passes that a field or the samples don't allow, or
-                photographs and renderings on different backgrounds.
+            ConfigError: a name among the loss weights is no loss, fields or passes that the renderer or the samples
+                don't allow, or photographs and renderings on different backgrounds.
         """
         passes, behind = self.passes(), self._renderer.background
         fields = self._distinct_fields()
+        self._renderer.check_fields(passes)
         check_loss_weights(
             self.loss_weights, (*self.view_metrics.known_names(), *self.regularization_metrics.known_names(fields))
         )
@@ -157,6 +172,12 @@ class RayModel(ImplicitronModelBase):
             raise ConfigError(
                 f"{type(single).__name__} can't be evaluated at samples that another pass placed, found"
                 f" {len(passes)} passes; set no coarse field and don't share the one"
+            )
+        conical = next((type(f).__name__ for f in fields if f.needs_cones and not self.raysampler.casts_cones), None)
+        if conical is not None:
+            raise ConfigError(
+                f"cast_ray_bundle_as_cone: false, but {conical} integrates over cones; set it to true in the ray"
+                " sampler's options, or use_integrated_positional_encoding to false"
             )
         fewest, needed = self.raysampler.fewest_lengths, self._renderer.fewest_lengths(len(passes))
         if self._renderer.needs_lengths and fewest is not None and fewest < needed:
@@ -179,12 +200,12 @@ class RayModel(ImplicitronModelBase):
         Raises:
             DataError: the batch has neither images nor resident pixels, or no view.
         """
-        frames = self._target_views(frames)
-        rays = self._with_background(self._rays(frames))
-        inputs = self.inputs(frames)
+        views = self._target_views(frames)
+        rays = self._with_background(self._rays(views))
+        inputs = self.inputs(views, frames)
         fields = [BoundField(f, inputs) for f in self.passes()]
         rendered = self._render(rays, fields)
-        targets = self.targets(frames, rays)
+        targets = self.targets(views, rays)
         wanted = self._wanted if self.training else None
         metrics = self.view_metrics(
             rendered,
@@ -194,15 +215,26 @@ class RayModel(ImplicitronModelBase):
             mask_crop=targets.mask_crop,
             wanted=wanted,
         )
-        metrics |= self.regularization_metrics(rendered, self._distinct_fields(), inputs.global_code, wanted)
+        codes = inputs.global_code if self._learns_codes else None
+        metrics |= self.regularization_metrics(rendered, self._distinct_fields(), codes, wanted)
         objective = weigh(metrics, self.loss_weights)
         if objective is not None:
             metrics["objective"] = objective
         return Predictions(rendered=rendered, targets=targets, metrics=metrics, objective=objective)
 
     @abstractmethod
-    def inputs(self, frames: FrameData) -> FieldInputs:
-        """What the fields may know of the batch besides position and direction."""
+    def inputs(self, views: FrameData, frames: FrameData) -> FieldInputs:
+        """What the fields may know of the batch besides position and direction.
+
+        Args:
+            views: the target views, which are the first of the batch.
+            frames: the whole batch.
+        """
+
+    def global_code(self, views: FrameData) -> Float[Tensor, "B D"] | None:
+        """The target views' codes; None without an encoder, or where its codes have no width."""
+        encoder = self.global_encoder
+        return encoder(views) if encoder is not None and encoder.encoding_dim > 0 else None
 
     @abstractmethod
     def passes(self) -> Sequence[ImplicitFunctionBase]:
@@ -274,11 +306,17 @@ class RayModel(ImplicitronModelBase):
     def _composite(
         self, rgb: Float[Tensor, "*rays 3"], alpha: Float[Tensor, "*rays 1"] | None, rays: RayBundle
     ) -> Float[Tensor, "*rays 3"]:
-        """Photographs on the background; as they are where masks are absent or not wanted."""
+        """Photographs on what the rays are rendered over."""
+        background = self._bg_color.expand_as(rgb) if rays.background is None else rays.background
+        return self._over(rgb, alpha, background)
+
+    def _over(
+        self, rgb: Float[Tensor, "*n 3"], alpha: Float[Tensor, "*n 1"] | None, background: Float[Tensor, "*n 3"]
+    ) -> Float[Tensor, "*n 3"]:
+        """Photographs on a background; as they are where masks are absent or not wanted."""
         if not self.mask_images or alpha is None:
             return rgb
         alpha = alpha if self.mask_threshold is None else (alpha > self.mask_threshold).to(rgb.dtype)
-        background = self._bg_color if rays.background is None else rays.background
         return rgb * alpha + background * (1.0 - alpha)
 
     def check_data(self, train: FrameContents) -> tuple[str, ...]:
@@ -301,8 +339,22 @@ class RayModel(ImplicitronModelBase):
             depth=contents.depth_map,
             n_prev_stages=n_prev_stages,
         )
-        fields = self._distinct_fields()
-        return {*of_views, *self.regularization_metrics.producible_names(fields, n_prev_stages=n_prev_stages)}
+        of_model = self.regularization_metrics.producible_names(
+            self._distinct_fields(),
+            global_code=self._learns_codes,
+            sdf=self._renderer.gives_gradients,
+            n_prev_stages=n_prev_stages,
+        )
+        return {*of_views, *of_model}
+
+    def learn_sequences(self, names: Sequence[str]) -> None:
+        if self.global_encoder is not None:
+            self.global_encoder.learn_sequences(names)
+
+    @property
+    def _learns_codes(self) -> bool:
+        encoder = self.global_encoder
+        return encoder is not None and encoder.is_learned and encoder.encoding_dim > 0
 
     def _distinct_fields(self) -> tuple[ImplicitFunctionBase, ...]:
         return tuple(dict.fromkeys(self.passes()))

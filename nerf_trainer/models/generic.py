@@ -1,0 +1,108 @@
+"""GenericModel: scenes that are known by their source views, by learned codes, or by neither."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nerf_trainer.conditioning.feature_extractor import FeatureExtractorBase
+from nerf_trainer.conditioning.view_pooler import ViewPooler
+from nerf_trainer.conditioning.view_sampler import SourceViews
+from nerf_trainer.config import Factory, choice, nested, registry
+from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.fields.base import FieldInputs, ImplicitFunctionBase
+from nerf_trainer.frames import FrameContents, FrameData
+from nerf_trainer.models.ray_model import RayModel
+
+
+@registry.register
+class GenericModel(RayModel):
+    """Fields that share their weights among scenes, conditioned on what the batch's other views show."""
+
+    num_passes: int = 1
+    """Passes, each with a field of its own, coarse to fine."""
+    image_feature_extractor: FeatureExtractorBase | None = choice(None)
+    """Turns source views into feature maps; null where no field looks at source views."""
+    view_pooler: Factory[ViewPooler] | None = nested(enabled=False)
+    """Looks up the samples of rays in the feature maps; needs an image_feature_extractor."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_passes < 1:
+            raise ConfigError(f"num_passes: {self.num_passes}, expected at least 1")
+        self._pooler = self._make_pooler()
+        spec = self.field_spec(
+            pooled_dim=0 if self._pooler is None else self._pooler.pooled_dim,
+            pooled_per_view=self._pooler is not None and self._pooler.keeps_views,
+        )
+        self._fields = torch.nn.ModuleList(self.implicit_function(spec=spec) for _ in range(self.num_passes))
+        self.check_parts()
+
+    def _make_pooler(self) -> ViewPooler | None:
+        extractor, pooler = self.image_feature_extractor, self.view_pooler
+        if (extractor is None) != (pooler is None):
+            found, missing = (
+                ("view_pooler_enabled: true", "image_feature_extractor_class_type to ResNetFeatureExtractor")
+                if extractor is None
+                else ("image_feature_extractor_class_type without a view pooler", "view_pooler_enabled to true")
+            )
+            raise ConfigError(f"{found}: source views need both; set {missing}, or leave both out")
+        return None if extractor is None or pooler is None else pooler(feature_dims=extractor.feature_dims)
+
+    def inputs(self, views: FrameData, frames: FrameData) -> FieldInputs:
+        pool = None if self._pooler is None else partial(self._pooler, self._source_views(views, frames))
+        return FieldInputs(cameras=views.cameras, pool=pool, global_code=self.global_code(views))
+
+    def _source_views(self, views: FrameData, frames: FrameData) -> SourceViews:
+        """Extract features of every frame of the batch; the targets are among them and told apart by a mask.
+
+        Raises:
+            DataError: the batch has no images, or no view beside its target.
+        """
+        assert self.image_feature_extractor is not None
+        if frames.image_rgb is None:
+            raise DataError("the batch has no images, which a model with a view pooler looks at")
+        if len(frames) < 2:
+            raise DataError(
+                "the batch has one view, expected source views beside the target; set images_per_seq_options in the"
+                " loader for training and n_known_frames_for_test in the dataset for tests"
+            )
+        images, alpha = self._masked_images(frames.image_rgb, frames.fg_probability), frames.fg_probability
+        return SourceViews(
+            maps=self.image_feature_extractor(images, alpha),
+            cameras=frames.cameras,
+            fg_probability=alpha,
+            same_sequence=_same_sequence(views, frames),
+            is_target=torch.eye(len(views), len(frames), dtype=torch.bool, device=images.device),
+        )
+
+    def _masked_images(
+        self, images: Float[Tensor, "V 3 H W"], alpha: Float[Tensor, "V 1 H W"] | None
+    ) -> Float[Tensor, "V 3 H W"]:
+        """Source images as the targets are: on `bg_color` where the model masks images."""
+        behind = self._bg_color.expand(images.shape[0], *images.shape[2:], -1)
+        channels_last = None if alpha is None else alpha.permute(0, 2, 3, 1)
+        return self._over(images.permute(0, 2, 3, 1), channels_last, behind).permute(0, 3, 1, 2)
+
+    def passes(self) -> Sequence[ImplicitFunctionBase]:
+        return [field for field in self._fields if isinstance(field, ImplicitFunctionBase)]
+
+    def check_data(self, train: FrameContents) -> tuple[str, ...]:
+        if train.is_resident and self._pooler is not None:
+            raise ConfigError(
+                "view_pooler_enabled: true on a resident scene, which comes without images to look at; expected"
+                " SequenceDataLoaderMapProvider with images_per_seq_options"
+            )
+        extractor = self.image_feature_extractor
+        return (*super().check_data(train), *(() if extractor is None else extractor.notices))
+
+
+def _same_sequence(views: FrameData, frames: FrameData) -> Bool[Tensor, "B V"]:
+    """Which frames show the sequence of each target; all of them where sequences have no names."""
+    device = frames.cameras.device
+    if not frames.sequence_name:
+        return torch.ones(len(views), len(frames), dtype=torch.bool, device=device)
+    same = [[name == other for other in frames.sequence_name] for name in views.sequence_name]
+    return torch.tensor(same, device=device)
