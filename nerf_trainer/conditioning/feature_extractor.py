@@ -17,6 +17,11 @@ class FeatureExtractorBase(ReplaceableBase, torch.nn.Module):
     def feature_dims(self) -> tuple[int, ...]:
         """Width of each map, in the order of `forward`."""
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should be told before training, one line each: that pretrained weights are missing, say."""
+        return ()
+
     @abstractmethod
     def forward(
         self, image_rgb: Float[Tensor, "V 3 H W"], fg_probability: Float[Tensor, "V 1 H W"] | None = None

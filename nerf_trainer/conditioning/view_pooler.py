@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from nerf_trainer.conditioning.feature_aggregators import FeatureAggregatorBase
-from nerf_trainer.conditioning.view_sampler import SourceViews
-from nerf_trainer.config import Configurable, Factory, choice, runtime
+from nerf_trainer.conditioning.view_sampler import SourceViews, ViewSampler
+from nerf_trainer.config import Configurable, Factory, choice, nested, runtime
 from nerf_trainer.rays.bundle import RayBundle
 
 
@@ -14,6 +14,8 @@ class ViewPooler(Configurable, torch.nn.Module):
 
     feature_dims: tuple[int, ...] = runtime()
     """Width of each feature map."""
+    view_sampler: ViewSampler = nested()
+    """From points to what each source view shows of them."""
     feature_aggregator: Factory[FeatureAggregatorBase] = choice("AngleWeightedReductionFeatureAggregator")
     """From what each source view shows to what is known."""
 
@@ -32,4 +34,4 @@ class ViewPooler(Configurable, torch.nn.Module):
 
     def forward(self, source: SourceViews, ray_bundle: RayBundle) -> Tensor:
         """Pooled features (*rays S P), or (*rays S V P) where the aggregator keeps views."""
-        raise NotImplementedError
+        return self._aggregator(self.view_sampler(source, ray_bundle))
