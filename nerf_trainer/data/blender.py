@@ -50,7 +50,7 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
     downscale_factor: int = 1
     """Average blocks of this many pixels squared: 2 is half resolution."""
     load_depth: bool = True
-    """Load the exact depth that some scenes have beside their val and test images."""
+    """Load the exact depth that some scenes have beside their images."""
     max_megapixels: float = MAX_MEGAPIXELS
     """Largest image accepted, in millions of pixels; checked before it is decoded."""
     allow_external: bool = False
@@ -108,7 +108,7 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
         if int(cameras.image_size_hw.min()) == 0:
             raise ConfigError(f"downscale_factor: found {factor}, larger than the images of {shown(file)}; lower it")
         numbers = range(0, len(frames), 1 if split == "train" else self.testskip)
-        depths, depth_scale = self._depths(root, [path for path, _ in images] if split != "train" else [])
+        depths, depth_scale = self._depths(root, [path for path, _ in images])
         scene_frames = [
             SceneFrame(
                 path=path,
