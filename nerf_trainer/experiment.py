@@ -174,12 +174,15 @@ class Experiment(Configurable):
         seed_everything(self.seed)
         model, checkpoint = self.model_factory(folder, store, self.training_loop.eval_only, runtime.is_main)
         datasets, loaders = self.data_source.get_datasets_and_dataloaders()
+        train = None if self.training_loop.eval_only else loaders.train  # evaluation goes by what was learned
+        names = train.contents.sequence_names if train is not None else ()
+        model.learn_sequences(names)
         run = TrainingRun(
             runtime=runtime,
             exp_dir=folder,
             model=model,
             checkpoint=checkpoint,
-            new_model=partial(_new_model, self.model_factory),
+            new_model=partial(_new_model, self.model_factory, names),
             optimizer_factory=self.optimizer_factory,
             loaders=loaders,
             store=store,
@@ -217,9 +220,11 @@ def _set_option(component: Configurable, name: str, value: object) -> None:
     vars(component)[name] = value
 
 
-def _new_model(factory: ModelFactoryBase, seed: int) -> ImplicitronModelBase:
+def _new_model(factory: ModelFactoryBase, names: Sequence[str], seed: int) -> ImplicitronModelBase:
     seed_everything(seed)
-    return factory.new_model()
+    model = factory.new_model()
+    model.learn_sequences(names)
+    return model
 
 
 def _views(datasets: DatasetMap) -> str:

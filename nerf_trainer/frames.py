@@ -99,6 +99,8 @@ class FrameContents:
     """Depth, for some frames at least."""
     is_resident: bool = False
     """Whether a batch is a whole scene as a `PixelStore`."""
+    sequence_names: tuple[str, ...] = ()
+    """The distinct sequences of the frames, sorted; the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class FrameData:
     frame_type: tuple[str, ...] = ()
     """known or unseen (CO3D's words for what may and may not be trained on)."""
     frame_timestamp: Float[Tensor, "B"] | None = None
-    """Seconds since the sequence began."""
+    """Time since the sequence began, in the dataset's unit: seconds, or 1 for its whole length."""
     image_path: tuple[str, ...] = ()
     """Where each image came from, for reports."""
 

@@ -3,6 +3,7 @@
 A folder with `transforms_train.json`, `transforms_val.json` and `transforms_test.json`, each with the horizontal field
 of view `camera_angle_x` in radians and, for every frame, its image (`file_path`, by custom without .png) and its
 camera-to-world matrix `transform_matrix` (camera axes x right, y up, z back). The alpha of the images is their mask.
+Frames of a moving scene may have a `time`, from 0 to 1 in D-NeRF (Pumarola et al., 2021).
 
 A folder may have a `meta.json` with `depth_scale`: an image `r_0.png` with a file `r_0_depth.png` beside it then has
 depth, 16-bit grey, steps of depth_scale world units along the view axis, 0 where nothing was hit.
@@ -11,6 +12,7 @@ depth, 16-bit grey, steps of depth_scale world units along the view axis, 0 wher
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +110,7 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
         if int(cameras.image_size_hw.min()) == 0:
             raise ConfigError(f"downscale_factor: found {factor}, larger than the images of {shown(file)}; lower it")
         numbers = range(0, len(frames), 1 if split == "train" else self.testskip)
+        times = _read_times(frames)
         depths, depth_scale = self._depths(root, [path for path, _ in images])
         scene_frames = [
             SceneFrame(
@@ -117,6 +120,7 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
                 frame_type=KNOWN if split == "train" else UNSEEN,
                 depth_path=depths.get(path),
                 depth_scale=depth_scale,
+                timestamp=times[number],
             )
             for number, (path, header) in zip(numbers, images, strict=True)
         ]
@@ -145,6 +149,16 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
         for depth in depths.values():
             resolve_inside(root, str(depth.absolute()), shown(depth.name), self.allow_external)
         return depths, read_json(meta).member("depth_scale").number("a positive number", low=0)
+
+
+def _read_times(frames: Sequence[JsonNode]) -> list[float | None]:
+    """The `time` of each frame of a file, None where the file has none."""
+    timed = ["time" in frame for frame in frames]
+    if any(timed) and not all(timed):
+        without = frames[timed.index(False)]
+        place = JsonNode(None, without.file, f"{without.path}.time")
+        raise place.wrong("a number, as other frames of the file have", "nothing (the key is missing)")
+    return [frame.member("time").number("a finite number (a time)") if any(timed) else None for frame in frames]
 
 
 @dataclass(frozen=True)

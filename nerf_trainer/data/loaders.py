@@ -67,15 +67,7 @@ class ResidentFrameLoader(FrameLoader):
     def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
         images = _decode_all(self._dataset)
         pixels = PixelStore.from_images(images, device, has_alpha=self.contents.fg_probability)
-        frames = self._dataset.as_batch()
-        self._scene = FrameData(
-            cameras=frames.cameras.to(device),
-            pixels=pixels,
-            sequence_name=frames.sequence_name,
-            frame_number=frames.frame_number,
-            frame_type=frames.frame_type,
-            image_path=frames.image_path,
-        )
+        self._scene = replace(self._dataset.as_batch().to(device), pixels=pixels)
 
     @property
     def contents(self) -> FrameContents:

@@ -62,6 +62,11 @@ class DatasetBase(ABC):
     def image_paths(self) -> tuple[str, ...]:
         """Where each frame's image is, for messages and reports."""
 
+    @property
+    def frame_timestamps(self) -> tuple[float, ...] | None:
+        """Each frame's time since its sequence began, in the dataset's unit; None unless all have one."""
+        return None
+
     def get_eval_batches(self) -> list[list[int]] | None:
         """Frame indices of each batch to evaluate, the target first and source views after; None if not laid down."""
         return None
@@ -69,7 +74,7 @@ class DatasetBase(ABC):
     @property
     def contents(self) -> FrameContents:
         """What the frames hold besides cameras, as far as it is known without decoding any."""
-        return FrameContents()
+        return FrameContents(sequence_names=tuple(sorted(self.sequence_names)))
 
     @property
     def image_sizes_hw(self) -> Int[Tensor, "N 2"]:
@@ -88,11 +93,13 @@ class DatasetBase(ABC):
 
     def as_batch(self) -> FrameData:
         """All frames as one batch with everything but pixels."""
+        times = self.frame_timestamps
         return FrameData(
             cameras=self.cameras(),
             sequence_name=self.frame_sequences,
             frame_number=self.frame_numbers,
             frame_type=self.frame_types,
+            frame_timestamp=None if times is None else torch.tensor(times, dtype=torch.float32),
             image_path=self.image_paths,
         )
 
@@ -113,6 +120,8 @@ class SceneFrame:
     """A 16-bit depth image of the same size, where there is one."""
     depth_scale: float = 1.0
     """World units of one step of the depth image."""
+    timestamp: float | None = None
+    """Time since the sequence began, in the dataset's unit, where it is known."""
 
 
 class SingleSceneDataset(DatasetBase):
@@ -166,6 +175,7 @@ class SingleSceneDataset(DatasetBase):
             sequence_name=(SINGLE_SEQUENCE,),
             frame_number=(frame.number,),
             frame_type=(frame.frame_type,),
+            frame_timestamp=None if frame.timestamp is None else torch.tensor([frame.timestamp], dtype=torch.float32),
             image_path=(str(frame.path),),
         )
 
@@ -217,10 +227,16 @@ class SingleSceneDataset(DatasetBase):
         return tuple(str(frame.path) for frame in self._frames)
 
     @property
+    def frame_timestamps(self) -> tuple[float, ...] | None:
+        times = tuple(frame.timestamp for frame in self._frames if frame.timestamp is not None)
+        return times if len(times) == len(self) else None
+
+    @property
     def contents(self) -> FrameContents:
         return FrameContents(
             fg_probability=any(frame.has_alpha for frame in self._frames),
             depth_map=any(frame.depth_path is not None for frame in self._frames),
+            sequence_names=tuple(sorted(self.sequence_names)),
         )
 
     def get_eval_batches(self) -> list[list[int]] | None:

@@ -1,6 +1,7 @@
 """What every model takes and returns."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -85,6 +86,16 @@ class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
             ConfigError: the model can't be trained on such batches.
         """
         return ()
+
+    def learn_sequences(self, names: Sequence[str]) -> None:
+        """Told once before training, after a checkpoint is loaded and before the optimizer is made.
+
+        Args:
+            names: the distinct sequences of the training split, sorted, the same on every rank.
+
+        Raises:
+            ConfigError: there are more of them than the model has room for.
+        """
 
     @property
     def capturable(self) -> bool:

@@ -175,8 +175,9 @@ def test_resident_and_decoded_batches_agree_on_what_is_foreground(scene):
         return ResidentFrameLoader(train, 1), ShuffledFrameLoader(train, 1, 0, 0)
 
     resident, decoded = loaders()
-    assert resident.contents == FrameContents(depth_map=False, is_resident=True)
-    assert decoded.contents == FrameContents(depth_map=False)
+    names = ("one_sequence",)
+    assert resident.contents == FrameContents(depth_map=False, is_resident=True, sequence_names=names)
+    assert decoded.contents == FrameContents(depth_map=False, sequence_names=names)
     for i in range(len(scene.contents["train"]["frames"])):
         Image.new("RGB", (32, 24), (10, 20, 30)).save(scene.image("train", i))
     resident, decoded = loaders()
