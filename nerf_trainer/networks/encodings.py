@@ -11,6 +11,9 @@ class HarmonicEmbedding(Configurable, torch.nn.Module):
     """Sines and cosines of scaled inputs: [sin(f_k x), cos(f_k x), x] (Mildenhall et al. 2020, equation 4).
 
     Ordered as all sines (first coordinate's frequencies, then the second's, ...), all cosines, then the input.
+
+    Of Gaussians, given by their means and variances, it is the expected encoding, mip-NeRF's integrated one (Barron et
+    al. 2021, equations 11 to 14): each sine and cosine times exp(-f_k^2 variance / 2), and the mean.
     """
 
     n_harmonic_functions: int = 6
@@ -34,10 +37,19 @@ class HarmonicEmbedding(Configurable, torch.nn.Module):
         """Width of the embedding of inputs with `input_dim` coordinates."""
         return input_dim * (2 * self.n_harmonic_functions + int(self.append_input))
 
-    def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n E"]:
-        """Embed in float32: the highest phases have no room for rounding."""
+    def forward(self, x: Float[Tensor, "*n D"], variance: Float[Tensor, "*n D"] | None = None) -> Float[Tensor, "*n E"]:
+        """Embed in float32: the highest phases have no room for rounding.
+
+        Args:
+            x: what is embedded; the means of Gaussians where there is a `variance`.
+            variance: of the Gaussians along each coordinate, at least 0; None embeds points.
+        """
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             phases = (x[..., None] * self._frequencies).flatten(-2)
             parts = [phases.sin(), phases.cos()]
+            if variance is not None:
+                halved = (variance.float()[..., None] * (0.5 * self._frequencies.square())).flatten(-2)
+                kept = (-halved).exp()
+                parts = [part * kept for part in parts]
             return torch.cat([*parts, x] if self.append_input else parts, dim=-1)
