@@ -25,7 +25,7 @@ from nerf_trainer.training import run_config
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.interruption import RunStoppedError
 from nerf_trainer.training.loop import LoopResult, TrainingLoopBase
-from nerf_trainer.training.model_factory import ModelFactoryBase
+from nerf_trainer.training.model_factory import ModelFactoryBase, learns
 from nerf_trainer.training.optimizer_factory import OptimizerFactoryBase
 from nerf_trainer.training.progress import Display
 from nerf_trainer.training.run_config import OnConflict
@@ -105,7 +105,11 @@ class Experiment(Configurable):
         if text is not None and self.model_factory.resume and not self.training_loop.eval_only:
             folder = run_config.settle_folder(folder, text, self.on_conflict)
         if self.training_loop.eval_only and not folder.is_dir():
-            raise CheckpointError(f"exp_dir: there is no folder {folder} to evaluate; expected that of a trained run")
+            if learns(self.model_factory.new_model()):
+                raise CheckpointError(
+                    f"exp_dir: there is no folder {folder} to evaluate; expected that of a trained run"
+                )
+            folder = make_run_folder(folder)
         if self.training_loop.eval_only:  # may go on beside the training; results files are replaced as a whole
             result = self._run(folder, text, runtime, display)
         else:
@@ -197,8 +201,8 @@ class Experiment(Configurable):
         """The first line: device, precision, parameters, data, and where the run begins."""
         n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
         begins = "starts" if run.checkpoint is None else f"resumes from step {run.checkpoint.state.step}"
-        if self.training_loop.eval_only and run.checkpoint is not None:
-            begins = f"evaluates step {run.checkpoint.state.step}"
+        if self.training_loop.eval_only:
+            begins = "evaluates" + (f" step {run.checkpoint.state.step}" if run.checkpoint is not None else "")
         facts = [
             f"nerf_trainer {__version__}",
             run.runtime.device_name,

@@ -16,6 +16,7 @@ from nerf_trainer.evaluation.evaluator import EvaluatorBase
 from nerf_trainer.training.dead_start import MAX_RESTARTS
 from nerf_trainer.training.interruption import StopRequestedError, StopSignals
 from nerf_trainer.training.metrics_log import Row
+from nerf_trainer.training.model_factory import learns
 from nerf_trainer.training.session import Preview, Session, TrainingRun
 from nerf_trainer.training.split_evaluation import SplitEvaluation, was_tested
 from nerf_trainer.training.stats import FOREGROUND, OPACITY, Means, Statistics, blamed
@@ -144,19 +145,20 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
             return _Training(self, run, signals).finish()
 
     def _evaluate_only(self, run: TrainingRun, signals: StopSignals) -> LoopResult:
-        if run.checkpoint is None:
+        if run.checkpoint is None and learns(run.model):
             raise CheckpointError(
                 f"eval_only: no checkpoint in {run.exp_dir}; expected one to evaluate; train first or change exp_dir"
             )
-        state, runtime = run.checkpoint.state, run.runtime
+        state, runtime = run.checkpoint.state if run.checkpoint is not None else None, run.runtime
+        step, n_epochs = (state.step, state.epoch) if state is not None else (0, 1)
         stats = Statistics(runtime, None)
         evaluation = SplitEvaluation(run, stats, self.evaluator, signals, with_val=False, with_test=True)
         evaluation.need_test_views()
         try:
-            evaluation.test(run.model.to(runtime.device), state.step, state.epoch - 1)
+            evaluation.test(run.model.to(runtime.device), step, n_epochs - 1)
         except StopRequestedError:
             raise signals.error(f"stopped by {signals.name} while evaluating") from None
-        return LoopResult(state.step, state.epoch, evaluation.rows)
+        return LoopResult(step, n_epochs, evaluation.rows)
 
 
 class _Training:

@@ -4,9 +4,14 @@ from abc import abstractmethod
 from pathlib import Path
 
 from nerf_trainer.config import Factory, ReplaceableBase, choice, registry
-from nerf_trainer.errors import CheckpointError
+from nerf_trainer.errors import CheckpointError, ConfigError
 from nerf_trainer.models.base import ImplicitronModelBase
 from nerf_trainer.training.checkpoint import Checkpoint, CheckpointStore
+
+
+def learns(model: ImplicitronModelBase) -> bool:
+    """Whether a model has parameters: one without is evaluated as it is made, and needs no checkpoint."""
+    return next(model.parameters(), None) is not None
 
 
 class ModelFactoryBase(ReplaceableBase):
@@ -24,11 +29,13 @@ class ModelFactoryBase(ReplaceableBase):
         Args:
             exp_dir: the run's folder.
             store: its checkpoints.
-            eval_only: whether the model is only to be looked at: nothing is moved, and a checkpoint must exist.
+            eval_only: whether the model is only to be looked at: nothing is moved, and a checkpoint must exist, unless
+                the model learns nothing.
             is_main: whether this is the process that may move files.
 
         Raises:
             CheckpointError: a checkpoint was asked for, and there is none or none that can be used.
+            ConfigError: the model is to be trained and has nothing to learn.
         """
 
     @abstractmethod
@@ -51,8 +58,14 @@ class ImplicitronModelFactory(ModelFactoryBase):
         self, exp_dir: Path, store: CheckpointStore, eval_only: bool, is_main: bool = True
     ) -> tuple[ImplicitronModelBase, Checkpoint | None]:
         """See the base class. Checkpoints of later epochs than `resume_epoch` stay: the training loop moves them."""
-        checkpoint = self._find(exp_dir, store, eval_only)
         model = self.new_model()
+        if not learns(model):
+            if not eval_only:
+                raise ConfigError(
+                    f"model_class_type: {type(model).__name__} has no parameters to train; set eval_only=true"
+                )
+            return model, None
+        checkpoint = self._find(exp_dir, store, eval_only)
         if checkpoint is not None:
             checkpoint.load_model(model)
         elif is_main:
