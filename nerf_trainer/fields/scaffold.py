@@ -1,6 +1,6 @@
 """Scaffold: which cells of a box hold anything, so that samples in the others need no evaluation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Scaffold(nn.Module):
         self.outside = outside
         self.corners = nn.Buffer(corners.clone())
         self.cells = nn.Buffer(self._framed(torch.ones(1, 1, 1, dtype=torch.bool)))
+        self.register_load_state_dict_pre_hook(_take_saved_shape)
 
     @property
     def occupied(self) -> Bool[Tensor, "X Y Z"]:
@@ -95,22 +96,12 @@ class Scaffold(nn.Module):
     def _framed(self, occupied: Bool[Tensor, "X Y Z"]) -> Bool[Tensor, "X2 Y2 Z2"]:
         return pad(occupied, (1,) * 6, value=self.outside)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        saved = state_dict.get(f"{prefix}cells")
-        if isinstance(saved, Tensor) and saved.shape != self.cells.shape:
-            self.cells = nn.Buffer(torch.empty(saved.shape, dtype=torch.bool, device=self.cells.device))
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+
+def _take_saved_shape(scaffold: Scaffold, state_dict: Mapping[str, Any], prefix: str, *_: object) -> None:
+    """Before cells are loaded: make as many as were saved."""
+    saved = state_dict.get(f"{prefix}cells")
+    if isinstance(saved, Tensor) and saved.shape != scaffold.cells.shape:
+        scaffold.cells = nn.Buffer(torch.empty(saved.shape, dtype=torch.bool, device=scaffold.cells.device))
 
 
 def _take(cells: Bool[Tensor, "X Y Z"], flat: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:

@@ -1,7 +1,6 @@
 """The field of voxel grids: one grid for density, one for colour, a decoder behind each."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -80,6 +79,7 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         self.scaffold = Scaffold(self.voxel_grid_density.corners, outside=not bounded)
         self.epochs_seen = torch.nn.Buffer(torch.tensor(-1))
         self._epochs_seen = -1
+        self.register_load_state_dict_post_hook(_go_on_from_saved)
 
     def _check(self) -> None:
         if self.spec.pooled_dim or self.spec.global_code_dim:
@@ -235,20 +235,10 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         self.scaffold.reset(self.voxel_grid_density.corners)
         return replacements
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        self._epochs_seen = int(self.epochs_seen.item())
+
+def _go_on_from_saved(field: VoxelGridImplicitFunction, _: object) -> None:
+    """After loading: what was done before the checkpoint is not due again."""
+    field._epochs_seen = int(field.epochs_seen.item())
 
 
 def _place(values: Float[Tensor, "K C"], rows: Int[Tensor, "K"], n: int) -> Float[Tensor, "n C"]:

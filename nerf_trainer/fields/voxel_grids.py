@@ -72,11 +72,14 @@ class VoxelGridBase(ReplaceableBase):
 
     @abstractmethod
     def resample(self, value: Tensor, name: str, resolution: Sequence[int], box: Box) -> Tensor:
-        """The value `name` of the same function at another resolution over `box` (local); linear, and monotone."""
+        """The value `name` of the same function at another resolution over `box` (local); linear, and monotone.
+
+        A value whose shape no resolution changes is returned itself.
+        """
 
     @abstractmethod
     def total_variation(self, values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """Mean squared difference between neighbouring nodes, summed over axes."""
+        """Mean squared difference between neighbouring nodes, summed over axes; of factors, where there are some."""
 
 
 def _resolution(epoch: int, resolution: Sequence[int]) -> tuple[int, int, int]:
@@ -122,7 +125,7 @@ class VoxelGridModule(Configurable, nn.Module):
     hold_voxel_grid_as_parameters: bool = True
     """Train the values; otherwise they are buffers."""
     param_groups: dict[str, str] = field(default_factory=dict)
-    """Optimizer groups by what they hold: "self" is everything here."""
+    """Optimizer groups by what they hold: "self" is everything here; a value by its name, such as basis_matrix."""
 
     def __post_init__(self) -> None:
         if len(self.extents) != 3 or len(self.translation) != 3 or min(self.extents) <= 0:
@@ -132,10 +135,15 @@ class VoxelGridModule(Configurable, nn.Module):
             )
         self.box_center = nn.Buffer(torch.tensor(self.translation, dtype=torch.float32))
         self.box_extents = nn.Buffer(torch.tensor(self.extents, dtype=torch.float32))
-        self._values = nn.Module()
-        for name, shape in self.voxel_grid.shapes(self.voxel_grid.resolution_at(0)).items():
+        shapes = self.voxel_grid.shapes(self.voxel_grid.resolution_at(0))
+        unknown = [key for key in self.param_groups if key not in ("self", *shapes)]
+        if unknown:
+            raise ConfigError(f"param_groups: '{unknown[0]}'; expected self, {', '.join(shapes)}")
+        self._values = _Values({name: group for name, group in self.param_groups.items() if name != "self"})
+        for name, shape in shapes.items():
             value = torch.empty(shape).normal_(self.init_mean, self.init_std)
             self._set_value(name, nn.Parameter(value) if self.hold_voxel_grid_as_parameters else value)
+        self.register_load_state_dict_pre_hook(_take_saved_shapes)
 
     @property
     def values(self) -> dict[str, Tensor]:
@@ -166,7 +174,7 @@ class VoxelGridModule(Configurable, nn.Module):
         return self.voxel_grid.evaluate(self.values, self.to_local(points))
 
     def total_variation(self) -> Float[Tensor, ""]:
-        """Mean squared difference between neighbouring nodes, summed over axes."""
+        """Mean squared difference between neighbouring nodes, as the grid defines it."""
         return self.voxel_grid.total_variation(self.values)
 
     def change_resolution(self, resolution: Sequence[int]) -> tuple[ParameterReplacement, ...]:
@@ -193,6 +201,8 @@ class VoxelGridModule(Configurable, nn.Module):
         for name, old in self.values.items():
             resample = partial(self.voxel_grid.resample, name=name, resolution=tuple(resolution), box=box)
             new = resample(old)
+            if new is old:
+                continue
             if isinstance(old, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=old.requires_grad)
                 replacements.append(ParameterReplacement(old=old, new=new, resample=resample))
@@ -205,32 +215,28 @@ class VoxelGridModule(Configurable, nn.Module):
         else:
             self._values.register_buffer(name, value)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Take the saved resolution before the values are copied."""
-        saved = {name: state_dict.get(f"{prefix}_values.{name}") for name in self.values}
-        shapes = {name: tuple(value.shape) for name, value in saved.items() if isinstance(value, Tensor)}
-        if len(shapes) == len(saved):
-            if self._shapes_like(shapes) != shapes:
-                raise CheckpointError(
-                    f"{prefix}values: shapes {shapes} are no {type(self.voxel_grid).__name__} with {self.n_features}"
-                    " features; use the configuration that the checkpoint was saved with"
-                )
-            for name, shape in shapes.items():
-                value = self.values[name]
-                if value.shape != shape:
-                    value.data = value.data.new_empty(shape)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
 
-    def _shapes_like(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        return self.voxel_grid.shapes(self.voxel_grid.resolution_of(shapes))
+class _Values(nn.Module):
+    """Holds a grid's values, and the optimizer groups of those that are named one by one."""
+
+    def __init__(self, param_groups: Mapping[str, str]) -> None:
+        super().__init__()
+        self.param_groups = param_groups
+
+
+def _take_saved_shapes(module: VoxelGridModule, state_dict: Mapping[str, Any], prefix: str, *_: object) -> None:
+    """Before values are loaded: give them the shapes of the saved ones, whose resolution may be another."""
+    saved = {name: state_dict.get(f"{prefix}_values.{name}") for name in module.values}
+    shapes = {name: tuple(value.shape) for name, value in saved.items() if isinstance(value, Tensor)}
+    if len(shapes) < len(saved):
+        return
+    grid = module.voxel_grid
+    if grid.shapes(grid.resolution_of(shapes)) != shapes:
+        raise CheckpointError(
+            f"{prefix}values: shapes {shapes} are no {type(grid).__name__} with {module.n_features} features; use the"
+            " configuration that the checkpoint was saved with"
+        )
+    for name, shape in shapes.items():
+        value = module.values[name]
+        if value.shape != shape:
+            value.data = value.data.new_empty(shape)

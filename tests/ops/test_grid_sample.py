@@ -14,7 +14,7 @@ from nerf_trainer.ops.grid_sample import (
     grid_total_variation,
     interpolate_grid,
     resample_grid,
-    trilinear_corners,
+    linear_corners,
 )
 
 RESOLUTION = (4, 3, 5)
@@ -112,7 +112,7 @@ def test_affine_functions_are_reproduced(align_corners: bool) -> None:
 
 def test_weights_sum_to_one_inside_and_fade_outside() -> None:
     local = torch.tensor([[0.3, -0.2, 0.9], [0.0, 0.0, 1.0 + 0.5 * 0.5], [0.0, 0.0, 5.0]])
-    _, weights = trilinear_corners(local, RESOLUTION, "zeros", True)
+    _, weights = linear_corners(local, RESOLUTION, "zeros", True)
     # One cell along z is 0.5 long: the second point is half a cell outside.
     torch.testing.assert_close(weights.sum(-1), torch.tensor([1.0, 0.5, 0.0]))
 
