@@ -150,12 +150,12 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
                 f"eval_only: no checkpoint in {run.exp_dir}; expected one to evaluate; train first or change exp_dir"
             )
         state, runtime = run.checkpoint.state if run.checkpoint is not None else None, run.runtime
-        step, n_epochs = (state.step, state.epoch) if state is not None else (0, 1)
+        step, n_epochs, epoch = (state.step, state.epoch, state.epoch - 1) if state is not None else (0, 0, 0)
         stats = Statistics(runtime, None)
         evaluation = SplitEvaluation(run, stats, self.evaluator, signals, with_val=False, with_test=True)
         evaluation.need_test_views()
         try:
-            evaluation.test(run.model.to(runtime.device), step, n_epochs - 1)
+            evaluation.test(run.model.to(runtime.device), step, epoch)
         except StopRequestedError:
             raise signals.error(f"stopped by {signals.name} while evaluating") from None
         return LoopResult(step, n_epochs, evaluation.rows)
