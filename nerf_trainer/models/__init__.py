@@ -3,6 +3,6 @@
 What the room registers is imported here, so that it can be chosen by name once the room is in use.
 """
 
-from nerf_trainer.models import overfit
+from nerf_trainer.models import dbir, generic, overfit
 
-__all__ = ["overfit"]
+__all__ = ["dbir", "generic", "overfit"]

@@ -47,7 +47,7 @@ class ModelFactoryBase(ReplaceableBase):
 class ImplicitronModelFactory(ModelFactoryBase):
     """Resumes the newest valid checkpoint, or the one that was written at the end of `resume_epoch`."""
 
-    model: Factory[ImplicitronModelBase] = choice("OverfitModel")
+    model: Factory[ImplicitronModelBase] = choice("GenericModel")
     """The model; each call makes a new one, whose weights are drawn then."""
     resume_epoch: int = -1
     """Resume with what was known at the end of this epoch (from 0); -1: the newest checkpoint."""
