@@ -91,6 +91,43 @@ class ImplicitFunctionBase(ReplaceableBase, torch.nn.Module):
         return {}
 
 
+class MarchedField(ImplicitFunctionBase):
+    """A field in two halves, for renderers that find their way along a ray by what a point's features say.
+
+    `raymarch_features` says what is at a sample, `generate` turns that into density and colour. Their composition is
+    the field, so that it can be rendered like any other.
+    """
+
+    @property
+    @abstractmethod
+    def feature_dim(self) -> int:
+        """Width F of the features to march by."""
+
+    @abstractmethod
+    def marching(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Callable[[RayBundle], Float[Tensor, "*rays S F"]]:
+        """What gives the features of these rays at samples anywhere along them.
+
+        What depends on the rays alone, not on their samples, is computed here: a march asks many times.
+
+        Args:
+            ray_bundle: the rays; their lengths don't matter.
+            inputs: what the model bound to the field.
+        """
+
+    @abstractmethod
+    def generate(
+        self, features: Float[Tensor, "*rays S F"], ray_bundle: RayBundle, inputs: FieldInputs
+    ) -> FieldOutputs:
+        """Density and colour from the features at the bundle's samples."""
+
+    def raymarch_features(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Float[Tensor, "*rays S F"]:
+        """The features at the bundle's samples."""
+        return self.marching(ray_bundle, inputs)(ray_bundle)
+
+    def forward(self, ray_bundle: RayBundle, inputs: FieldInputs) -> FieldOutputs:
+        return self.generate(self.raymarch_features(ray_bundle, inputs), ray_bundle, inputs)
+
+
 @dataclass(frozen=True)
 class BoundField:
     """A field with its inputs: what renderers call, knowing nothing of conditioning."""

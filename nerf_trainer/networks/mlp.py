@@ -1,6 +1,7 @@
 """Multi-layer perceptrons."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,28 @@ def xavier_linear(input_dim: int, output_dim: int) -> nn.Linear:
     linear = nn.Linear(input_dim, output_dim)
     nn.init.xavier_uniform_(linear.weight)
     return linear
+
+
+def kaiming_linear(input_dim: int, output_dim: int) -> nn.Linear:
+    """A linear layer with Kaiming-normal weights for a ReLU (He et al. 2015); biases as torch draws them."""
+    linear = nn.Linear(input_dim, output_dim)
+    nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+    return linear
+
+
+class NormedMLP(nn.Sequential):
+    """Linear layers, each followed by a layer norm and ReLU: the building block of scene representation networks.
+
+    Args:
+        widths: widths from the input to the output, one more than there are layers.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        layers = [
+            nn.Sequential(kaiming_linear(n_in, n_out), nn.LayerNorm(n_out), nn.ReLU(inplace=True))
+            for n_in, n_out in pairwise(widths)
+        ]
+        super().__init__(*layers)
 
 
 class SkipMLP(nn.Module):

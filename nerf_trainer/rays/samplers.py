@@ -276,10 +276,14 @@ class NearFarRaySampler(PinholeRaySampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.min_depth < self.max_depth or (self.linear_in_disparity and self.min_depth == 0.0):
+        one_sample = self.n_pts_per_ray_training == self.n_pts_per_ray_evaluation == 1
+        may_be_equal = one_sample and not self.cast_ray_bundle_as_cone
+        in_order = 0.0 <= self.min_depth < self.max_depth or (may_be_equal and 0.0 <= self.min_depth == self.max_depth)
+        if not in_order or (self.linear_in_disparity and self.min_depth == 0.0):
             raise ConfigError(
                 f"min_depth, max_depth: {self.min_depth}, {self.max_depth}, expected 0 <= min_depth < max_depth"
-                " (0 < min_depth with linear_in_disparity)"
+                " (0 < min_depth with linear_in_disparity; they may be equal where n_pts_per_ray_training and"
+                " n_pts_per_ray_evaluation are 1 and no cones are cast)"
             )
 
     def bounds(

@@ -13,6 +13,8 @@ from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.samplers import AdaptiveRaySampler, NearFarRaySampler
 from tests.scene_kit import orbit
 
+ONE_SAMPLE = {"n_pts_per_ray_training": 1, "n_pts_per_ray_evaluation": 1}
+
 
 def two_distances() -> Cameras:
     """Views at distances 2 and 10 from the origin."""
@@ -138,6 +140,10 @@ def test_disparity_spacing() -> None:
     [
         (NearFarRaySampler, {"min_depth": 3.0, "max_depth": 2.0}),
         (NearFarRaySampler, {"min_depth": 0.0, "linear_in_disparity": True}),
+        (NearFarRaySampler, {"min_depth": 2.0, "max_depth": 2.0}),
+        (NearFarRaySampler, {"min_depth": 2.0, "max_depth": 2.0, "n_pts_per_ray_training": 1}),
+        (NearFarRaySampler, {"min_depth": 2.0, "max_depth": 2.0, **ONE_SAMPLE, "cast_ray_bundle_as_cone": True}),
+        (NearFarRaySampler, {"min_depth": -1.0, "max_depth": -1.0, **ONE_SAMPLE}),
         (NearFarRaySampler, {"n_rays_per_image_sampled_from_mask": None}),
         (AdaptiveRaySampler, {"scene_extent": 0.0}),
         (AdaptiveRaySampler, {"precrop_fraction": 0.0}),
@@ -146,6 +152,13 @@ def test_disparity_spacing() -> None:
 def test_impossible_settings_are_refused(cls: type, wrong: dict) -> None:
     with pytest.raises(ConfigError, match=r"expected|set one"):
         cls(**wrong)
+
+
+def test_one_sample_may_stand_at_a_single_depth() -> None:
+    sampler = NearFarRaySampler(min_depth=0.05, max_depth=0.05, **ONE_SAMPLE)
+    for rays in (sampler.draw(orbit(2)), sampler.grid(orbit(2), (3, 3))):
+        torch.testing.assert_close(rays.lengths, torch.full((*rays.ray_shape, 1), 0.05))
+        torch.testing.assert_close(rays.near, rays.far)
 
 
 def test_rays_without_lengths_are_the_same_rays() -> None:
