@@ -61,11 +61,18 @@ def test_central_draws_stay_in_the_centre() -> None:
 
 def test_collate_and_slice() -> None:
     frames = [
-        FrameData(cameras=cameras(1), image_rgb=torch.full((1, 3, 2, 2), float(i)), image_path=(f"{i}.png",))
+        FrameData(
+            cameras=cameras(1),
+            image_rgb=torch.full((1, 3, 2, 2), float(i)),
+            frame_timestamp=torch.tensor([0.1 * i]),
+            sequence_name=("ab"[i % 2],),
+            image_path=(f"{i}.png",),
+        )
         for i in range(3)
     ]
     batch = FrameData.collate(frames)
     assert len(batch) == 3 and batch.image_path == ("0.png", "1.png", "2.png") and batch.depth_map is None
     part = batch[1:]
-    assert part.image_path == ("1.png", "2.png")
+    assert part.image_path == ("1.png", "2.png") and part.sequence_name == ("b", "a")
+    assert part.frame_timestamp is not None and torch.equal(part.frame_timestamp, torch.tensor([0.1, 0.2]))
     assert part.image_rgb is not None and part.image_rgb[0, 0, 0, 0] == 1.0

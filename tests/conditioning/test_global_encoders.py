@@ -128,7 +128,7 @@ def test_a_sequence_that_was_not_trained_on_is_refused():
     assert "bear, cup; did you mean 'cup'?; leave it out of the split, or train on it too" in line
     with pytest.raises(DataError, match="'cup', but none has a code; the training loader's contents must name them"):
         encoder()(views("cup"))
-    with pytest.raises(DataError, match="found 0 names for 2 frames, expected one for each; .* ignore_input: true"):
+    with pytest.raises(DataError, match=r"found 0 names for 2 frames, expected one for each; .* ignore_input: true"):
         made(FrameData(cameras=orbit(2)))
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_table_is_refused(damaged: Tensor, found: str):
 
 def test_a_missing_table_is_a_misfit_like_any_other():
     state = {name: value for name, value in encoder().state_dict().items() if not name.endswith("_names")}
-    with pytest.raises(RuntimeError, match="Missing key.*autodecoder._names"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*autodecoder\._names"):
         encoder().load_state_dict(state)
 
 

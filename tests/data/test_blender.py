@@ -12,8 +12,10 @@ from PIL import Image
 
 from nerf_trainer.config import build
 from nerf_trainer.data.blender import BlenderDatasetMapProvider
+from nerf_trainer.data.loaders import ResidentFrameLoader
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.frames import FrameData
 
 
 def load(folder: Path, **options) -> DatasetMap:
@@ -150,6 +152,51 @@ def test_depth_beside_test_images(scene):
     Image.fromarray(steps[:9]).save(scene.root / "test" / "r_1_depth.png")
     with pytest.raises(DataError, match=r"found 32x9 pixels.*expected 32x24"):
         test[1]
+
+
+def _timed(scene, split: str, times):
+    for frame, time in zip(scene.contents[split]["frames"], times, strict=True):
+        frame["time"] = time
+    scene.write(split)
+
+
+def test_times_of_frames(scene):
+    assert load(scene.root).train.frame_timestamps is None and load(scene.root).train[0].frame_timestamp is None
+    times = [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    _timed(scene, "train", times)
+    _timed(scene, "test", [0.5, 0.25, 1, -2])
+    datasets = load(scene.root, testskip=2, n_known_frames_for_test=1)
+    assert datasets.train.frame_timestamps == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    torch.testing.assert_close(datasets.train.as_batch().frame_timestamp, torch.tensor(times))
+    torch.testing.assert_close(datasets.train[3].frame_timestamp, torch.tensor([0.6]))
+    assert datasets.test.frame_timestamps == (0.5, 1.0, *datasets.train.frame_timestamps), "every second, then known"
+    resident = ResidentFrameLoader(datasets.train, 1)
+    resident.place("cpu", 0)
+    torch.testing.assert_close(next(resident.steps(0)).frame_timestamp, torch.tensor(times))
+
+
+def test_known_frames_without_times_leave_the_batch_without(scene):
+    _timed(scene, "test", [0.0, 0.1, 0.2, 0.3])
+    test = load(scene.root, n_known_frames_for_test=2).test
+    assert test.frame_timestamps is None and test.as_batch().frame_timestamp is None
+    assert FrameData.collate([test[i] for i in test.get_eval_batches()[0]]).frame_timestamp is None
+    assert load(scene.root).test.frame_timestamps == (0.0, 0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("time", ["0.5", None, True, [0.5], 1e300, 10**400])
+def test_times_are_numbers(scene, time):
+    _timed(scene, "train", [0.0, 0.1, time, 0.3, 0.4, 0.5])
+    with pytest.raises(DataError, match=r"frames\[2\].time: expected a finite number"):
+        load(scene.root)
+
+
+def test_a_file_where_only_some_frames_have_a_time_is_refused(scene):
+    _timed(scene, "test", [0.0, 0.1, 0.2, 0.3])
+    del scene.contents["test"]["frames"][1]["time"]
+    scene.write("test")
+    with pytest.raises(DataError) as caught:
+        load(scene.root, testskip=2)
+    assert "frames[1].time: expected a number, as other frames of the file have, found nothing" in str(caught.value)
 
 
 def _replace(frame: int, key: str, value):

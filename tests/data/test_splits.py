@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from nerf_trainer.data.blender import BlenderDatasetMapProvider
-from nerf_trainer.data.splits import DatasetMap, SceneFrame, SingleSceneDataset
+from nerf_trainer.data.loaders import ResidentFrameLoader, ShuffledFrameLoader
+from nerf_trainer.data.splits import DatasetBase, DatasetMap, SceneFrame, SingleSceneDataset
 from nerf_trainer.errors import DataError
 from nerf_trainer.frames import FrameData
 
@@ -53,6 +54,23 @@ def test_frames_collate(scene):
     batch = FrameData.collate([train[4], train[1]])
     assert batch.image_rgb.shape == (2, 3, 24, 32) and batch.frame_number == (4, 1)
     torch.testing.assert_close(batch.cameras.T, train.cameras().T[[4, 1]])
+
+
+def test_contents_name_the_sequences(scene):
+    class Several(SingleSceneDataset):
+        frame_sequences = ("cup", "bear", "cup")
+
+    class Plain(Several):
+        contents = DatasetBase.contents
+
+    train = load(scene).train
+    assert train.contents.sequence_names == ("one_sequence",)
+    frames = [SceneFrame(path=scene.image("train", i), number=i, has_alpha=True) for i in range(3)]
+    for kind in (Several, Plain):
+        dataset = kind(frames, train.cameras()[:3])
+        assert dataset.sequence_names == ("cup", "bear") and dataset.contents.sequence_names == ("bear", "cup")
+        for loader in (ResidentFrameLoader(dataset, 1), ShuffledFrameLoader(dataset, 1, 0, 0)):
+            assert loader.contents.sequence_names == ("bear", "cup")
 
 
 def test_datasets_can_be_pickled(scene):
