@@ -6,7 +6,7 @@ with the weights that it conditions.
 
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +79,7 @@ class Autodecoder(Configurable, nn.Module):
         self._names = nn.Buffer(_packed(()))
         self._rows: dict[str, int] = {}
         self._batches: dict[tuple[torch.device, tuple[str, ...]], Tensor] = {}
+        self.register_load_state_dict_pre_hook(_take_saved_names)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,8 +102,8 @@ class Autodecoder(Configurable, nn.Module):
             fix = "raise it and train in a new exp_dir, or train on fewer" if self._rows else "raise it"
             message = f"found {self.n_instances}, expected at least {needed}, one a sequence: {known}{some}; {fix}"
             raise ConfigError(keyed_line(_N_INSTANCES, message))
-        self._take((*self._rows, *new))
-        self._names = nn.Buffer(_packed(self.names).to(self.codes.device))
+        names = (*self._rows, *new)
+        self._take(names, _packed(names))
 
     def forward(self, frames: FrameData) -> Float[Tensor, "B D"]:
         """The code of each frame's sequence, float32.
@@ -139,35 +140,24 @@ class Autodecoder(Configurable, nn.Module):
             raise DataError(keyed_line("sequence_name", problem))
         return self._rows[name]
 
-    def _take(self, names: Sequence[str]) -> None:
+    def _take(self, names: Sequence[str], packed: UInt8[Tensor, "_"]) -> None:
         self._rows = {name: row for row, name in enumerate(names)}
+        self._names = nn.Buffer(packed.to(self.codes.device, copy=True))
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Take the saved names, whatever their length, with the codes."""
-        saved = state_dict.get(f"{prefix}_names")
-        if isinstance(saved, Tensor):
-            names = _unpacked(saved, f"{prefix}_names")
-            codes = state_dict.get(f"{prefix}codes")
-            if isinstance(codes, Tensor) and len(names) > len(codes):
-                raise CheckpointError(
-                    f"{prefix}_names: found {len(names)} sequences, expected at most {len(codes)}, one for each code;"
-                    " the checkpoint is damaged: resume from another"
-                )
-            self._take(names)
-            self._batches.clear()
-            self._names = nn.Buffer(self._names.new_empty(saved.shape))
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+
+def _take_saved_names(module: Autodecoder, state_dict: Mapping[str, Any], prefix: str, *_: object) -> None:
+    """Before codes are loaded: take the names that they were saved with, however many."""
+    saved, codes, where = state_dict.get(f"{prefix}_names"), state_dict.get(f"{prefix}codes"), f"{prefix}_names"
+    if not isinstance(saved, Tensor):
+        return
+    names = _unpacked(saved, where)
+    if isinstance(codes, Tensor) and len(names) > len(codes):
+        raise CheckpointError(
+            f"{where}: found {len(names)} sequences, expected at most {len(codes)}, one for each code; the checkpoint"
+            " is damaged: resume from another"
         )
+    module._take(names, saved)
+    module._batches.clear()
 
 
 @registry.register

@@ -171,6 +171,8 @@ def test_rows_survive_saving_even_if_names_come_in_another_order(tmp_path: Path)
         loaded(views("ox"))
     again = copy.deepcopy(loaded)
     assert again(views("x"))[:, 0].tolist() == [1.0]
+    again.load_state_dict(encoder(names=("p", "q")).state_dict())
+    assert (again.autodecoder.names, loaded.autodecoder.names) == (("p", "q"), ("m", "x", "a", "b"))
 
 
 def test_names_of_all_kinds_survive():
