@@ -17,11 +17,28 @@ from nerf_trainer.networks.mlp import xavier_linear
 
 N_HEADS = 4
 """Heads of every attention; widths are multiples of it."""
+SHORT = 32
+"""Sets of up to so many tokens attend by plain products: fused kernels, made for long sequences, are slower there."""
+LARGEST_BATCH = 32_768
+"""Sets that go to a fused kernel at once: beyond 65,535 they refuse, on CUDA."""
 
 
 def layer_widths(hidden_dim: int, n_layers: int, dim_down_factor: float) -> list[int]:
     """Widths before the first layer and behind each: every one smaller than the one before by the factor."""
     return [round(hidden_dim / dim_down_factor**i) for i in range(n_layers + 1)]
+
+
+def attention(
+    queries: Float[Tensor, "N H L d"], keys: Float[Tensor, "N H L d"], values: Float[Tensor, "N H L d"]
+) -> Float[Tensor, "N H L d"]:
+    """softmax(Q K^T / sqrt(d)) V for each set and head (Vaswani et al. 2017, equation 1), for any number of sets."""
+    if queries.shape[-2] > SHORT:
+        pieces = zip(*(t.split(LARGEST_BATCH) for t in (queries, keys, values)), strict=True)
+        attended = [scaled_dot_product_attention(q, k, v) for q, k, v in pieces]
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.mT
+    accurate = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=accurate).to(values.dtype) @ values
 
 
 class AttentionLayer(nn.Module):
@@ -59,7 +76,7 @@ class AttentionLayer(nn.Module):
     def _attend(self, x: Float[Tensor, "N L D"]) -> Float[Tensor, "N L D"]:
         heads = self.queries_keys_values(x).unflatten(-1, (3, N_HEADS, -1))
         queries, keys, values = heads.permute(2, 0, 3, 1, 4)
-        return self.attended(scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(-2))
+        return self.attended(attention(queries, keys, values).transpose(1, 2).flatten(-2))
 
 
 class TransformerWithInputSkips(nn.Module):
@@ -92,11 +109,11 @@ class TransformerWithInputSkips(nn.Module):
             )
         widths = layer_widths(hidden_dim, n_layers, dim_down_factor)
         self.first = xavier_linear(input_dim, hidden_dim)
-        self.skips = nn.ModuleDict({str(i): nn.Linear(input_dim, widths[i]) for i in sorted(set(input_skips))})
         self.pool_layers = nn.ModuleList(
             AttentionLayer(width, narrower, hidden_dim) for width, narrower in pairwise(widths)
         )
         self.ray_layers = nn.ModuleList(AttentionLayer(width, width, hidden_dim) for width in widths[1:])
+        self.skips = nn.ModuleDict({str(i): nn.Linear(input_dim, widths[i]) for i in sorted(set(input_skips))})
         self.last = xavier_linear(widths[-1], output_dim)
 
     def forward(self, x: Float[Tensor, "*n S V D"]) -> Float[Tensor, "*n S E"]:
