@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -151,10 +151,15 @@ class FrameData:
 
     @classmethod
     def collate(cls, frames: Sequence["FrameData"]) -> "FrameData":
-        """One batch out of single frames of the same size; what any of them lacks, the batch lacks."""
+        """One batch out of single frames of the same size; what any of them lacks, the batch lacks.
+
+        Depth is the exception: where the others have it, it is 0, unknown. Source views seldom have what targets have.
+        """
         batch: dict[str, object] = {}
         for f in fields(cls):
             values = [getattr(frame, f.name) for frame in frames]
+            if f.name in ("depth_map", "depth_mask"):
+                values = _zeros_where_missing(values)
             if any(v is None for v in values) or f.name == "pixels":
                 batch[f.name] = None
             elif isinstance(values[0], Cameras):
@@ -164,3 +169,9 @@ class FrameData:
             else:
                 batch[f.name] = sum(values, ())
         return cls(**batch)  # type: ignore[arg-type]
+
+
+def _zeros_where_missing(maps: list[Any]) -> list[Any]:
+    """Zeros in the place of maps that are None, where any is there to tell the size."""
+    there = next((m for m in maps if m is not None), None)
+    return maps if there is None else [torch.zeros_like(there) if m is None else m for m in maps]

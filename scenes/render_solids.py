@@ -9,7 +9,7 @@ same arguments give the same files; how many processes render changes nothing bu
 
 A scene is 3 to 5 ellipsoids, boxes and cylinders within the unit ball, floating before nothing, painted with checkers,
 stripes, rings or one colour, under a distant lamp and constant light without shadows or gloss: what a camera sees of a
-point does not depend on where the camera is. Rays are cast exactly, several a pixel. Test views have exact depth.
+point does not depend on where the camera is. Rays are cast exactly, several a pixel. Every view has exact depth.
 
 Symbols: a solid's own space is q = M (x - c) with c its centre and M the inverse of rotation times half-sizes; there it
 is the unit ball, the cube [-1, 1]^3 or the cylinder of radius 1 between z = -1 and z = 1. A ray o + t d keeps its t.
@@ -312,8 +312,7 @@ def render_scene(job: Job, number: int) -> str:
         views = spread_views(split, n, phase + turn, job.moving)
         for view in views:
             Image.fromarray(render_rgba(solids, view, job.size, job.samples)).save(folder / f"{view.name}.png")
-            if split == "test":
-                Image.fromarray(render_depth(solids, view, job.size)).save(folder / f"{view.name}_depth.png")
+            Image.fromarray(render_depth(solids, view, job.size)).save(folder / f"{view.name}_depth.png")
         frames = [
             {"file_path": f"./{view.name}", "transform_matrix": view.camera_to_world.tolist()}
             | ({} if view.time is None else {"time": view.time})

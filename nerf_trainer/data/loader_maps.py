@@ -4,7 +4,14 @@ from abc import abstractmethod
 from enum import Enum
 
 from nerf_trainer.config import ReplaceableBase, registry
-from nerf_trainer.data.loaders import DataLoaderMap, EvaluationFrameLoader, ResidentFrameLoader, ShuffledFrameLoader
+from nerf_trainer.data.loaders import (
+    DataLoaderMap,
+    EvaluationFrameLoader,
+    FrameLoader,
+    ResidentFrameLoader,
+    ShuffledFrameLoader,
+)
+from nerf_trainer.data.scene_batches import SceneBatchLoader
 from nerf_trainer.data.splits import DatasetBase, DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
 
@@ -71,8 +78,8 @@ class ResidentDataLoaderMapProvider(DataLoaderMapProviderBase):
 
 
 class BatchConditioningType(Enum):
-    """Where the source views of a target come from. A single scene's training frames are all known, and its test
-    views bring their own known frames (n_known_frames_for_test), so that there all three mean the same.
+    """Where the source views of a target come from. Training frames are all known, and test views that have source
+    views bring known frames (n_known_frames_for_test), so that there all three mean the same.
     """
 
     SAME = "same"
@@ -105,19 +112,22 @@ class ImageDataLoaderMapProvider(DataLoaderMapProviderBase):
         _require_at_least("dataset_length_test", self.dataset_length_test, 0)
 
     def get_data_loader_map(self, datasets: DatasetMap) -> DataLoaderMap:
-        train = None
-        if datasets.train is not None:
-            train = ShuffledFrameLoader(datasets.train, self.batch_size, self.dataset_length_train, self.num_workers)
         return DataLoaderMap(
-            train=train,
+            train=None if datasets.train is None else self._training(datasets.train),
             val=_evaluation(datasets.val, self.dataset_length_val, self.num_workers),
             test=_evaluation(datasets.test, self.dataset_length_test, self.num_workers),
         )
 
+    def _training(self, dataset: DatasetBase) -> FrameLoader:
+        """The training batches."""
+        return ShuffledFrameLoader(dataset, self.batch_size, self.dataset_length_train, self.num_workers)
+
 
 @registry.register
 class SequenceDataLoaderMapProvider(ImageDataLoaderMapProvider):
-    """Batches of whole images of one sequence; val and test come one target view a batch."""
+    """Batches of whole images, with `images_per_seq_options` of several frames of each of a few sequences; val and test
+    come one target view a batch, with the source views that the dataset lays down for it.
+    """
 
     train_conditioning_type: BatchConditioningType = BatchConditioningType.SAME
     """Where source views come from in training."""
@@ -126,35 +136,46 @@ class SequenceDataLoaderMapProvider(ImageDataLoaderMapProvider):
     test_conditioning_type: BatchConditioningType = BatchConditioningType.KNOWN
     """Where source views come from in tests that don't lay them down."""
     images_per_seq_options: tuple[int, ...] = ()
-    """How many images of each sequence a batch may have; for datasets of several sequences."""
+    """How many images of each sequence a batch may have, drawn anew for every batch; the first is the target. Empty
+    draws images without regard to their sequences."""
     sample_consecutive_frames: bool = False
     """Take frames that follow each other in a video; for datasets whose frames do."""
     consecutive_frames_max_gap: int = 0
     """Largest step in frame numbers between consecutive frames; 0 for no limit."""
     consecutive_frames_max_gap_seconds: float = 0.1
     """Largest step in time between consecutive frames, seconds; 0 for no limit."""
+    keep_on_device: bool = False
+    """With `images_per_seq_options`: keep all decoded training images on the device, four bytes a pixel, and as many
+    more for depth."""
 
     def get_data_loader_map(self, datasets: DatasetMap) -> DataLoaderMap:
-        self._require_single_scene(datasets)
-        return super().get_data_loader_map(datasets)
-
-    def _require_single_scene(self, datasets: DatasetMap) -> None:
-        """Refuse options that mean nothing for one sequence of unordered photographs."""
-        if self.images_per_seq_options:
-            raise ConfigError(
-                f"images_per_seq_options: found {list(self.images_per_seq_options)}, expected [] for a dataset of one "
-                "sequence; set batch_size to the number of images a batch"
-            )
         if self.sample_consecutive_frames:
             raise ConfigError(
                 "sample_consecutive_frames: found true, expected false for photographs in no order; remove it"
             )
-        for split, dataset in datasets.items():
-            if len(dataset.sequence_names) > 1:
-                raise ConfigError(
-                    f"SequenceDataLoaderMapProvider: found {len(dataset.sequence_names)} sequences in {split}, "
-                    "expected one; restrict the dataset to a sequence"
-                )
+        if self.images_per_seq_options and self.train_conditioning_type is not BatchConditioningType.SAME:
+            raise ConfigError(
+                f"train_conditioning_type: found {self.train_conditioning_type.name} together with"
+                " images_per_seq_options, expected SAME; leave one of them out"
+            )
+        if self.keep_on_device and not self.images_per_seq_options:
+            raise ConfigError(
+                "keep_on_device: found true without images_per_seq_options; set them, or use"
+                " ResidentDataLoaderMapProvider for pixels drawn across all images"
+            )
+        return super().get_data_loader_map(datasets)
+
+    def _training(self, dataset: DatasetBase) -> FrameLoader:
+        if not self.images_per_seq_options:
+            return super()._training(dataset)
+        return SceneBatchLoader(
+            dataset,
+            self.batch_size,
+            self.dataset_length_train,
+            self.num_workers,
+            self.images_per_seq_options,
+            self.keep_on_device,
+        )
 
 
 @registry.register

@@ -65,7 +65,7 @@ class ResidentFrameLoader(FrameLoader):
         return self._n_steps
 
     def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        images = _decode_all(self._dataset)
+        images = decode_all(self._dataset)
         pixels = PixelStore.from_images(images, device, has_alpha=self.contents.fg_probability)
         self._scene = replace(self._dataset.as_batch().to(device), pixels=pixels)
 
@@ -80,7 +80,7 @@ class ResidentFrameLoader(FrameLoader):
             yield self._scene
 
 
-class _DecodingLoader(FrameLoader):
+class DecodingLoader(FrameLoader):
     """What loaders that decode frames by index share: where they are placed, and threads that decode ahead."""
 
     def __init__(self, dataset: DatasetBase, num_workers: int) -> None:
@@ -106,7 +106,7 @@ class _DecodingLoader(FrameLoader):
             yield frames.to(self._device)
 
 
-class ShuffledFrameLoader(_DecodingLoader):
+class ShuffledFrameLoader(DecodingLoader):
     """Batches of whole images for training, drawn in shuffled passes over the dataset.
 
     A pass goes through all frames once, divided among the ranks; what is left at its end and fills no batch for every
@@ -151,7 +151,7 @@ class ShuffledFrameLoader(_DecodingLoader):
         return order[first : first + self._batch_size].tolist()
 
 
-class EvaluationFrameLoader(_DecodingLoader):
+class EvaluationFrameLoader(DecodingLoader):
     """The views to evaluate, in order, each with its source views after it; ranks take turns.
 
     Args:
@@ -176,7 +176,7 @@ class EvaluationFrameLoader(_DecodingLoader):
         return self._batches[self._rank + step * self._world_size]
 
 
-def _decode_all(dataset: DatasetBase) -> list[UInt8[Tensor, "_ _ 4"]]:
+def decode_all(dataset: DatasetBase) -> list[UInt8[Tensor, "_ _ 4"]]:
     """Every frame's pixels, decoded on as many threads as there are processors (at most 8)."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         return list(threads.map(dataset.rgba, range(len(dataset))))

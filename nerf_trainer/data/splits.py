@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
@@ -125,7 +125,7 @@ class SceneFrame:
 
 
 class SingleSceneDataset(DatasetBase):
-    """Frames of one scene, decoded when asked for and then kept, as bytes, where they all fit a budget.
+    """Frames of one scene, decoded when asked for and then kept, where they all fit a budget.
 
     Args:
         frames: where the pixels are.
@@ -153,8 +153,10 @@ class SingleSceneDataset(DatasetBase):
         self._eval_batches = eval_batches
         self._max_megapixels = max_megapixels
         self._cache_bytes = cache_bytes
-        self._keep = 4 * self.n_pixels <= cache_bytes
+        has_depth = any(frame.depth_path is not None for frame in frames)
+        self._keep = (8 if has_depth else 4) * self.n_pixels <= cache_bytes
         self._kept: dict[int, UInt8[Tensor, "H W 4"]] = {}
+        self._kept_depths: dict[int, Float[Tensor, "H W"]] = {}
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -162,16 +164,18 @@ class SingleSceneDataset(DatasetBase):
     def __getitem__(self, index: int) -> FrameData:
         frame, camera = self._frames[index], self._cameras[index]
         rgba = self.rgba(index)
+        depth = self._depth(index)
         if self._keep:
             self._kept[index] = rgba
+            if depth is not None:
+                self._kept_depths[index] = depth
         channels = rgba.permute(2, 0, 1)[None].float() / 255
-        depth = self._depth(index)
         return FrameData(
             cameras=camera,
             image_rgb=channels[:, :3],
             fg_probability=channels[:, 3:] if frame.has_alpha else None,
-            depth_map=depth,
-            depth_mask=None if depth is None else (depth > 0).float(),
+            depth_map=None if depth is None else depth[None, None],
+            depth_mask=None if depth is None else (depth[None, None] > 0).float(),
             sequence_name=(SINGLE_SEQUENCE,),
             frame_number=(frame.number,),
             frame_type=(frame.frame_type,),
@@ -188,7 +192,9 @@ class SingleSceneDataset(DatasetBase):
         self._check_size(index, image, frame.path)
         return image
 
-    def _depth(self, index: int) -> Tensor | None:
+    def _depth(self, index: int) -> Float[Tensor, "H W"] | None:
+        if index in self._kept_depths:
+            return self._kept_depths[index]
         frame = self._frames[index]
         if frame.depth_path is None:
             return None
@@ -196,7 +202,7 @@ class SingleSceneDataset(DatasetBase):
         depth = read_depth(frame.depth_path, frame.depth_scale, where, self._max_megapixels)
         depth = downscale_depth(depth, self._downscale_factor)
         self._check_size(index, depth, frame.depth_path)
-        return depth[None, None]
+        return depth
 
     def _check_size(self, index: int, image: Tensor, path: Path) -> None:
         """Refuse an image that is not of its camera's size."""
