@@ -21,7 +21,7 @@ LAST_LAYER_SCALE = 0.1
 
 @dataclass(frozen=True)
 class GeneratedMLP:
-    """G networks of the same form side by side: linear layers, each with a layer norm without weights and ReLU behind."""
+    """G networks of the same form side by side: linear layers, then a layer norm without weights and ReLU."""
 
     weights: tuple[Float[Tensor, "G _ _"], ...]
     """Each layer's weights, (G, output, input)."""
