@@ -7,12 +7,16 @@ from dataclasses import replace
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from nerf_trainer.config import Factory, build, schema
 from nerf_trainer.errors import CheckpointError, ConfigError, DataError
 from nerf_trainer.experiment import Experiment, _summarize
+from nerf_trainer.frames import FrameContents
+from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.loop import ImplicitronTrainingLoop, LoopResult
 from nerf_trainer.training.model_factory import ImplicitronModelFactory, ModelFactoryBase
+from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory
 from nerf_trainer.training.runtime import Runtime, exclusive
 from tests.training import tiny_run
 
@@ -166,6 +170,59 @@ def test_the_box_names_the_network_of_lpips_and_keeps_to_the_screen(tmp_path, ca
     out = capsys.readouterr().out
     assert "lpips_full_image (alex) 0.125" in " ".join(out.replace("│", " ").split())
     assert max(map(len, out.splitlines())) <= 80
+
+
+class Namer(tiny_run.TinySource):
+    """Two sequences."""
+
+    def get_datasets_and_dataloaders(self):
+        class Loader(tiny_run.TinyLoader):
+            contents = FrameContents(sequence_names=("bear", "cup"))
+
+        datasets, loaders = super().get_datasets_and_dataloaders()
+        return datasets, replace(loaders, train=Loader(4))
+
+
+class Learner(tiny_run.TinyModel):
+    """Remembers, among all of its kind, what it was told and with which weights."""
+
+    told = []
+
+    def learn_sequences(self, names):
+        Learner.told.append((tuple(names), self.grid.values.tolist()))
+        self.learned = True
+
+
+class AfterLearning(ImplicitronOptimizerFactory):
+    """Insists on a model that was told."""
+
+    def __call__(self, model):
+        assert model.learned
+        return super().__call__(model)
+
+
+def test_every_model_is_told_the_sequences_before_it_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("nerf_trainer.training.dead_start._PATIENCE", 6)
+    monkeypatch.setattr(tiny_run.TinyModel, "made", 0)
+    monkeypatch.setattr(Learner, "told", [])
+
+    def again(max_epochs, **loop):
+        return Experiment(
+            exp_dir=str(tmp_path),
+            data_source=Namer(),
+            model_factory=ImplicitronModelFactory(model=Factory.of(Learner, dead_seeds=1)),
+            optimizer_factory=AfterLearning(),
+            training_loop=ImplicitronTrainingLoop(max_epochs=max_epochs, evaluator=tiny_run.TinyEvaluator(), **loop),
+        ).run()
+
+    again(2)
+    assert [names for names, _ in Learner.told] == [("bear", "cup")] * 2, "the dead one, and the one after it"
+    tensors = load_file(CheckpointStore(tmp_path).latest().path / "model.safetensors")
+    again(3)
+    again(3, eval_only=True)
+    (resumed, weights), (evaluated, _) = Learner.told[2:]
+    assert resumed == ("bear", "cup") and weights == tensors["grid.values"].tolist(), "after its weights were loaded"
+    assert evaluated == (), "only what a checkpoint knows is evaluated"
 
 
 class Talkative(tiny_run.TinySource):

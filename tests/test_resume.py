@@ -55,7 +55,17 @@ def tiny_nerf(compose: Compose) -> DictConfig:
     return config
 
 
-CONFIGS = {"quickstart": tiny_quickstart, "nerf_blender": tiny_nerf}
+def tiny_codes(compose: Compose) -> DictConfig:
+    """A network that is told a learned code, which a loss of its own keeps small."""
+    config = tiny_nerf(compose)
+    model = chosen(config, "model_factory", "model")
+    model.global_encoder_class_type = "SequenceAutodecoder"
+    chosen(model, "global_encoder").autodecoder_args.update(encoding_dim=3, n_instances=2)
+    model.loss_weights["loss_autodecoder_norm"] = 0.1
+    return config
+
+
+CONFIGS = {"quickstart": tiny_quickstart, "nerf_blender": tiny_nerf, "codes": tiny_codes}
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +77,7 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 def assert_growth_and_falling_rates(recipe: str, folder: Path) -> None:
     """That a run went through what it was made for: else its being stopped would show less than it should."""
     rates = [row["lr"] for row in read_rows(folder / "metrics.jsonl") if row["split"] == "train"]
-    if recipe == "nerf_blender":
+    if recipe in ("nerf_blender", "codes"):
         assert len(set(rates)) == 2
         return
     assert all(after < before for before, after in itertools.pairwise(rates))
@@ -103,6 +113,7 @@ def train_in_parts(config: DictConfig, folder: Path, monkeypatch: pytest.MonkeyP
         ("quickstart", (N_STEPS + 2, 2 * N_STEPS)),  # within an epoch; at the end of one
         ("nerf_blender", (N_STEPS - 1, N_STEPS)),
         ("nerf_blender", (N_STEPS + 2, 2 * N_STEPS + 1)),  # at the last crop; within the last epoch
+        ("codes", (N_STEPS + 1,)),
     ],
 )
 def test_stopped_and_continued_equals_uninterrupted(

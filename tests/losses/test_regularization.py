@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from nerf_trainer.config import build
+from nerf_trainer.experiment import Experiment
 from nerf_trainer.fields.base import FieldInputs, FieldOutputs, FieldSpec, ImplicitFunctionBase
 from nerf_trainer.losses.regularization import SDF_GRADIENTS, RegularizationMetrics
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.renderers.base import RendererOutput
+from nerf_trainer.training.metrics_log import read_rows
+from tests.recipe_kit import LOADER, LOOP, MODEL, ONE_STEP, Compose, chosen
 
 
 class Smooth(ImplicitFunctionBase):
@@ -77,3 +83,36 @@ def test_only_what_is_wanted_is_computed():
     fields = [Costly(spec=FieldSpec())]
     losses = RegularizationMetrics()(rendered(-1.0), fields, wanted={"loss_depth_neg_penalty"})
     assert set(losses) == {"loss_depth_neg_penalty"}
+
+
+def test_the_norm_of_codes_is_lowered_as_the_weights_say(compose: Compose, monkeypatch: pytest.MonkeyPatch):
+    """Plain descent on 0.5 |z|^2 at a rate of 0.1: each step multiplies z by 0.9, and |z|^2 by 0.81."""
+    monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
+    autodecoder = f"{MODEL}.global_encoder_SequenceAutodecoder_args.autodecoder_args"
+    optimizer = "optimizer_factory_ImplicitronOptimizerFactory_args"
+    config = compose(
+        "nerf_blender",
+        *(word for word in ONE_STEP if "dataset_length_train" not in word),
+        f"{LOADER}.dataset_length_train=4",
+        f"{MODEL}.global_encoder_class_type=SequenceAutodecoder",
+        f"{autodecoder}.encoding_dim=5",
+        f"{autodecoder}.init_scale=2.0",
+        f"{MODEL}.n_train_target_views=0",
+        f"{LOOP}.metric_print_interval=1",
+        f"{LOOP}.validation_interval=0",
+        f"{LOOP}.test_when_finished=false",
+        f"{optimizer}.breed=SGD",
+        f"{optimizer}.momentum=0.0",
+        f"{optimizer}.lr=0.1",
+        "exp_dir=run",
+    )
+    model = OmegaConf.select(config, MODEL)
+    for place in ("implicit_function", "coarse_implicit_function"):
+        chosen(model, place).update(n_hidden_neurons_xyz=8, n_hidden_neurons_dir=8, n_layers_xyz=2, append_xyz=[])
+    model.log_vars = ["loss_autodecoder_norm", "objective"]
+    model.loss_weights = {**dict.fromkeys(model.loss_weights, 0.0), "loss_autodecoder_norm": 0.5}
+    build(Experiment, config).run(config)
+    rows = [row for row in read_rows(Path("run/metrics.jsonl")) if row["split"] == "train"]
+    norms = [row["loss_autodecoder_norm"] for row in rows]
+    assert norms[0] > 0 and norms == pytest.approx([norms[0] * 0.81**n for n in range(4)], rel=1e-4)
+    assert [row["objective"] for row in rows] == pytest.approx([0.5 * norm for norm in norms])
