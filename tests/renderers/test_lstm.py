@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -203,7 +204,7 @@ def test_chunks_give_what_the_whole_gives(make) -> None:
     field = field if make is hyper_srn else bound(make())
     rays = NearFarRaySampler(min_depth=1.0).grid(orbit(3), (4, 4), with_lengths=False)
     whole = made(rays, field)
-    for size in (1, 7, 48):
+    for size in (7, 48):
         pieces = render_in_chunks(lambda part: made(part, field), rays, size)
         torch.testing.assert_close(pieces.features, whole.features, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(pieces.depths, whole.depths, atol=1e-4, rtol=1e-4)
@@ -340,7 +341,7 @@ def test_a_penalty_on_negative_depths_turns_marches_around() -> None:
         optimizer.step()
         penalties.append(predictions.objective.item())
     assert penalties[0] == pytest.approx((-2.0 + 0.05) ** 2, rel=0.05)
-    assert all(after < before for before, after in zip(penalties, penalties[1:], strict=False))
+    assert all(after < before for before, after in pairwise(penalties))
     assert penalties[-1] < 0.7 * penalties[0]
 
 
