@@ -17,7 +17,10 @@ from nerf_trainer.config import build
 from nerf_trainer.data.loaders import ShuffledFrameLoader
 from nerf_trainer.data.splits import DatasetBase
 from nerf_trainer.errors import CheckpointError, ConfigError, DataError
+from nerf_trainer.experiment import Experiment
 from nerf_trainer.frames import FrameData
+from nerf_trainer.training.checkpoint import CheckpointStore
+from tests.data.conftest import BlenderScene
 from tests.scene_kit import orbit
 
 
@@ -214,6 +217,65 @@ def test_a_missing_table_is_a_misfit_like_any_other():
     state = {name: value for name, value in encoder().state_dict().items() if not name.endswith("_names")}
     with pytest.raises(RuntimeError, match=r"Missing key.*autodecoder\._names"):
         encoder().load_state_dict(state)
+
+
+def several_scenes(root: Path, max_epochs: int, **settings: object) -> Experiment:
+    """A small conditioned network on the scenes of a folder, two steps an epoch."""
+    scenes = {"base_dir": str(root), "evaluate": "KNOWN_SCENES"}
+    steps = {"dataset_length_train": 2}
+    network = {"n_hidden_neurons_xyz": 4, "n_hidden_neurons_dir": 4, "n_layers_xyz": 1, "append_xyz": []}
+    model = {
+        "global_encoder_class_type": "SequenceAutodecoder",
+        "global_encoder_SequenceAutodecoder_args": {"autodecoder_args": {"encoding_dim": 2, "n_instances": 3}},
+        "implicit_function_NeuralRadianceFieldImplicitFunction_args": network,
+        "raysampler_AdaptiveRaySampler_args": {"n_rays_total_training": 8, "n_pts_per_ray_training": 8},
+    }
+    config = {
+        "exp_dir": str(root / "run"),
+        "data_source_ImplicitronDataSource_args": {
+            "dataset_map_provider_class_type": "MultiSceneDatasetMapProvider",
+            "dataset_map_provider_MultiSceneDatasetMapProvider_args": scenes,
+            "data_loader_map_provider_class_type": "ResidentDataLoaderMapProvider",
+            "data_loader_map_provider_ResidentDataLoaderMapProvider_args": steps,
+        },
+        "model_factory_ImplicitronModelFactory_args": {
+            "model_class_type": "OverfitModel",
+            "model_OverfitModel_args": model,
+        },
+        "training_loop_ImplicitronTrainingLoop_args": {"visualize_interval": 0, "validation_interval": 0},
+        "max_epochs": max_epochs,
+        **settings,
+    }
+    return build(Experiment, config)
+
+
+def saved_codes(root: Path) -> tuple[list[str], Tensor]:
+    checkpoint = CheckpointStore(root / "run").latest()
+    assert checkpoint is not None
+    tensors = load_file(checkpoint.path / "model.safetensors")
+    place = "global_encoder.autodecoder"
+    return json.loads(bytes(tensors[f"{place}._names"].tolist())), tensors[f"{place}.codes"]
+
+
+def test_a_run_keeps_its_codes_as_scenes_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
+    for name in ("cup", "bear"):
+        BlenderScene(tmp_path / name, hw=(6, 8)).add("train", 3).add("test", 1)
+    several_scenes(tmp_path, 1).run()
+    names, first = saved_codes(tmp_path)
+    assert names == ["bear", "cup"]
+    BlenderScene(tmp_path / "ant", hw=(6, 8)).add("train", 3).add("test", 1)
+    with pytest.raises(DataError, match=r"sequence_name: 'ant' is a sequence that was not trained on"):
+        several_scenes(tmp_path, 1, eval_only=True).run()
+    several_scenes(tmp_path, 2).run()
+    names, second = saved_codes(tmp_path)
+    assert names == ["bear", "cup", "ant"]
+    moved = (second - first).abs()
+    assert 0 < moved.max() < 0.01, "two steps of Adam at a rate of 0.0005 go on from the codes that were saved"
+    several_scenes(tmp_path, 2, eval_only=True).run()
+    BlenderScene(tmp_path / "dog", hw=(6, 8)).add("train", 3).add("test", 1)
+    with pytest.raises(ConfigError, match=r"n_instances: found 3, expected at least 4, one a sequence: 3 in the check"):
+        several_scenes(tmp_path, 3).run()
 
 
 # --- two processes -----------------------------------------------------------------------------------------------
