@@ -70,8 +70,8 @@ class RayBundle:
         """All rays in one group: shape (1, n)."""
         return self._map(lambda t, n_dims: t.reshape(1, -1, *t.shape[n_dims:]))
 
-    def __getitem__(self, index: slice) -> Self:
-        """A slice of the rays within their group(s), along the last ray dimension."""
+    def __getitem__(self, index: slice | Int[Tensor, "n"]) -> Self:
+        """Some of the rays within their group(s), a slice or by number, along the last ray dimension."""
         return self._map(lambda t, n_dims: t[(slice(None),) * (n_dims - 1) + (index,)])
 
     def _map(self, change) -> Self:

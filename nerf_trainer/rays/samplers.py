@@ -76,6 +76,11 @@ class RaySamplerBase(ReplaceableBase, torch.nn.Module):
         """Radius of the sphere that holds the scene, where the sampler knows one."""
         return None
 
+    @property
+    def sphere_center(self) -> tuple[float, float, float]:
+        """Centre of the sphere that holds the scene, world units; the origin where the sampler knows none."""
+        return (0.0, 0.0, 0.0)
+
 
 class PinholeRaySampler(RaySamplerBase, Scheduled):
     """What the samplers share: pixel draws, sample placement, cones and the centre-crop warm-up."""
@@ -263,6 +268,10 @@ class AdaptiveRaySampler(PinholeRaySampler):
     @property
     def scene_radius(self) -> float | None:
         return self.scene_extent
+
+    @property
+    def sphere_center(self) -> tuple[float, float, float]:
+        return self.scene_center
 
 
 @registry.register

@@ -30,6 +30,8 @@ class RendererSpec:
     """Width of the rendered features; 3 for RGB."""
     scene_radius: float | None = None
     """Radius of the sphere around the scene, world units, where the ray sampler knows one."""
+    scene_center: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Centre of that sphere, world units."""
 
 
 @dataclass(frozen=True)
