@@ -32,7 +32,7 @@ from nerf_trainer.training.interruption import StopSignals
 from nerf_trainer.training.model_factory import ModelFactoryBase
 from nerf_trainer.training.progress import Display
 from nerf_trainer.training.runtime import Precision, Runtime
-from nerf_trainer.visualization.flyaround import ViewPictures, depth_range, pictures, render_views
+from nerf_trainer.visualization.flyaround import ViewPictures, depth_range, filmed, pictures, render_views
 from nerf_trainer.visualization.video import VideoWriter, contact_sheet
 from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview
 
@@ -128,7 +128,7 @@ class VisualizeConfig(Configurable):
         written: list[Path] = []
         with self._preview(folder, display) as preview, StopSignals() as signals:
             for name in sequences:
-                flight = _Flight(self, model, _cameras_of(dataset, name), name, runtime, output)
+                flight = _Flight(self, model, *filmed(dataset, name), name, runtime, output)
                 written += flight.run(display, preview, signals)
                 display.line(flight.summary())
         for path in written:
@@ -266,6 +266,7 @@ class _Flight:
     config: VisualizeConfig
     model: ImplicitronModelBase
     cameras: Cameras
+    times: tuple[float, float] | None
     sequence: str
     runtime: Runtime
     output: Path
@@ -325,7 +326,8 @@ class _Flight:
         path = trajectory(
             self.cameras, n, config.trajectory_type, config.max_angle, config.trajectory_scale, up, size_hw
         )
-        return render_views(self.model, path, self.runtime.device, self.runtime.autocast, self.sequence)
+        times = None if self.times is None else torch.linspace(*self.times, n)
+        return render_views(self.model, path, self.runtime.device, self.runtime.autocast, self.sequence, times)
 
     def _size_hw(self) -> tuple[int, int]:
         height, width = self.config.render_size or self.cameras.image_size_hw[0].tolist()
@@ -355,11 +357,6 @@ def _section(config: DictConfig, key: str) -> DictConfig:
     if not isinstance(config.get(key), DictConfig):
         config[key] = {}
     return config[key]
-
-
-def _cameras_of(dataset: DatasetBase, sequence: str) -> Cameras:
-    """The views of one sequence."""
-    return dataset.cameras()[[i for i, name in enumerate(dataset.frame_sequences) if name == sequence]]
 
 
 def _progress(display: Display, items: Iterator[T], n: int) -> Iterator[T]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
+from nerf_trainer.data.splits import DatasetBase
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
 from nerf_trainer.visualization.colormaps import colorize, grey, to_bytes, value_range
@@ -43,6 +44,7 @@ def render_views(
     device: torch.device | str,
     autocast: Callable[[], AbstractContextManager[object]],
     sequence_name: str = "",
+    times: Float[Tensor, "N"] | None = None,
 ) -> Iterator[Predictions]:
     """Render views one by one as in evaluation; no photographs are needed. The model's mode is put back at the end.
 
@@ -50,17 +52,27 @@ def render_views(
         model: on `device`.
         autocast: gives the context that forwards run in.
         sequence_name: the scene that the views belong to.
+        times: each view's time since the sequence began, in the dataset's unit, for a scene that moves.
     """
     names, was_training = ((sequence_name,) if sequence_name else ()), model.training
     model.eval()
     try:
         for i in range(len(cameras)):
-            frames = FrameData(cameras=cameras[i].to(device), sequence_name=names)
+            time = None if times is None else times[i : i + 1].to(device)
+            frames = FrameData(cameras=cameras[i].to(device), sequence_name=names, frame_timestamp=time)
             with torch.no_grad(), autocast():
                 predictions = model(frames)
             yield predictions
     finally:
         model.train(was_training)
+
+
+def filmed(dataset: DatasetBase, sequence: str) -> tuple[Cameras, tuple[float, float] | None]:
+    """The views of one sequence, and the times of its first and last, where the dataset knows them."""
+    frames = [i for i, name in enumerate(dataset.frame_sequences) if name == sequence]
+    times = dataset.frame_timestamps
+    span = None if times is None else (min(times[i] for i in frames), max(times[i] for i in frames))
+    return dataset.cameras()[frames], span
 
 
 def depth_range(views: Iterator[Predictions]) -> tuple[float, float]:

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from nerf_trainer.config import Factory
+from nerf_trainer.data.blender import BlenderDatasetMapProvider
+from nerf_trainer.data.multi_scene import JoinedDataset
 from nerf_trainer.models.base import Predictions, Targets
 from nerf_trainer.models.overfit import OverfitModel
 from nerf_trainer.rays.samplers import NearFarRaySampler
 from nerf_trainer.renderers.base import RendererOutput
-from nerf_trainer.visualization.flyaround import ViewPictures, depth_range, pictures, render_views
+from nerf_trainer.visualization.flyaround import ViewPictures, depth_range, filmed, pictures, render_views
+from tests.data.conftest import BlenderScene
 from tests.scene_kit import BallField, orbit
 
 
@@ -59,6 +62,29 @@ def test_one_view_is_held_at_a_time():
     for i in range(3):
         next(views)
         assert len(calls) == i + 1
+
+
+def test_views_of_a_moving_scene_have_their_times():
+    model, seen = ball_model(), []
+    model.register_forward_hook(lambda _, given, __: seen.append((given[0].sequence_name, given[0].frame_timestamp)))
+    times = torch.tensor([0.0, 0.5, 2.0])
+    list(render_views(model, orbit(3, size=4), "cpu", contextlib.nullcontext, "walk", times))
+    assert [(names, time.tolist()) for names, time in seen] == [(("walk",), [t]) for t in times.tolist()]
+
+
+def test_what_was_filmed_of_a_sequence(tmp_path):
+    scene = BlenderScene(tmp_path).add("train", 3).add("test", 2)
+    load = BlenderDatasetMapProvider(base_dir=str(tmp_path), object_name="points").get_dataset_map
+    cameras, times = filmed(load().train, "one_sequence")
+    assert len(cameras) == 3 and times is None
+    for frame, time in zip(scene.contents["train"]["frames"], (0.5, 2.0, 0.25), strict=True):
+        frame["time"] = time
+    scene.write("train")
+    test, train = load().test, load().train
+    joined = JoinedDataset({"walk": train, "run": train})
+    cameras, times = filmed(joined, "run")
+    assert torch.equal(cameras.T, train.cameras().T) and times == (0.25, 2.0)
+    assert filmed(test, "one_sequence")[1] is None
 
 
 def test_depths_of_all_views_give_one_range():
