@@ -58,7 +58,8 @@ def march(
 
     Each iteration steps by f. A step that lands inside is shortened by (1 - line_search_step) / 2^k of itself in the
     k-th of at most `n_line_steps` corrections. A way ends where f is at most the threshold, or where both ways met; the
-    one from the back ends with the one from the front.
+    one from the back ends with the one from the front. f may be wrong by a factor, but where it is more than twice the
+    true distance, steps pass through what is there.
 
     Args:
         meets: the rays to trace.
