@@ -22,9 +22,8 @@ class NeuralRadianceFieldImplicitFunction(RadianceField):
     def __post_init__(self) -> None:
         if self.spec.pooled_per_view:
             raise ConfigError(
-                "feature_aggregator_class_type: pooled features keep the source views apart, which"
-                f" {type(self).__name__} can't reduce; expected an aggregator that does, such as"
-                " AngleWeightedReductionFeatureAggregator or ReductionFeatureAggregator"
+                f"{type(self).__name__} can't reduce features of each source view; expected"
+                " feature_aggregator_class_type: AngleWeightedReductionFeatureAggregator or ReductionFeatureAggregator"
             )
         super().__post_init__()
 

@@ -27,9 +27,8 @@ class NeRFormerImplicitFunction(RadianceField):
     def __post_init__(self) -> None:
         if not self.spec.pooled_per_view:
             raise ConfigError(
-                f"implicit_function_class_type: {type(self).__name__} without features pooled for each source view;"
-                " expected view_pooler_enabled: true, and feature_aggregator_class_type:"
-                " IdentityFeatureAggregator or AngleWeightedIdentityFeatureAggregator in view_pooler_args"
+                f"{type(self).__name__} finds no features of each source view; expected view_pooler_enabled: true with"
+                " feature_aggregator_class_type: IdentityFeatureAggregator or AngleWeightedIdentityFeatureAggregator"
             )
         width, factor = self.n_hidden_neurons_xyz, self.transformer_dim_down_factor
         if factor < 1.0:

@@ -135,7 +135,7 @@ def test_a_conditioned_field_may_be_blind_to_position() -> None:
 
 
 def test_features_that_keep_views_apart_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^feature_aggregator_class_type: .*ReductionFeatureAggregator"):
+    with pytest.raises(ConfigError, match=r"feature_aggregator_class_type: .*ReductionFeatureAggregator"):
         NeuralRadianceFieldImplicitFunction(spec=FieldSpec(pooled_dim=6, pooled_per_view=True))
 
 
