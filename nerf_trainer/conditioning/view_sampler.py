@@ -76,7 +76,8 @@ class ViewSampler(Configurable, torch.nn.Module):
             flat = points.reshape(-1, 3)
             local, seen = project_into_images(source.cameras, flat)
             features = tuple(self._look_up(m, local).unflatten(0, ahead) for m in source.maps)
-            valid = seen.T.unflatten(0, ahead) & self._of_samples(source.same_sequence, ray_bundle)
+            target = ray_bundle.camera_index[..., None].expand(ahead)
+            valid = seen.T.unflatten(0, ahead) & source.same_sequence[target]
             weight = valid[..., None].to(flat.dtype)
             if self.masked_sampling:
                 weight = weight * self._look_up(self._foreground(source), local).unflatten(0, ahead)
@@ -84,7 +85,7 @@ class ViewSampler(Configurable, torch.nn.Module):
             return SampledViews(
                 features=features,
                 valid=weight,
-                is_target=self._of_samples(source.is_target, ray_bundle),
+                is_target=source.is_target[target],
                 cosines=viewing_cosines(source.cameras, flat, directions.reshape(-1, 3)).unflatten(0, ahead),
             )
 
@@ -92,13 +93,6 @@ class ViewSampler(Configurable, torch.nn.Module):
         """Values of each view's map; those at the border's pixel centres go on to the border and beyond."""
         sampled = grid_sample(maps.float(), local[:, None], self.sampling_mode, "border", align_corners=False)
         return sampled[:, :, 0].permute(2, 0, 1)
-
-    @staticmethod
-    def _of_samples(rows: Bool[Tensor, "B V"], ray_bundle: RayBundle) -> Bool[Tensor, "*n V"]:
-        """Each sample's row: that of the target view its ray belongs to."""
-        chosen = rows[ray_bundle.camera_index]
-        n_samples = 1 if ray_bundle.lengths is None else ray_bundle.lengths.shape[-1]
-        return chosen[..., None, :].expand(*chosen.shape[:-1], n_samples, -1)
 
     @staticmethod
     def _foreground(source: SourceViews) -> Tensor:
@@ -121,7 +115,7 @@ def project_into_images(
     in_front = depth > MIN_DEPTH
     plane = torch.where(in_front, in_view[..., :2], 0.0) / torch.where(in_front, depth, 1.0)
     xy = plane * cameras.focal[:, None] + cameras.principal_point[:, None]
-    size = cameras.image_size_hw.flip(-1).to(xy.device, xy.dtype, non_blocking=True)
+    size = cameras.image_size_hw.flip(-1).to(xy.dtype).to(xy.device, non_blocking=True)
     local = 2.0 * xy / size[:, None] - 1.0
     return local, in_front[..., 0] & (local.abs() <= 1.0).all(dim=-1)
 

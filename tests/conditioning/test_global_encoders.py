@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,21 @@ from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.conditioning import global_encoders
-from nerf_trainer.conditioning.global_encoders import Autodecoder, HarmonicTimeEncoder, SequenceAutodecoder
-from nerf_trainer.config import build
+from nerf_trainer.conditioning.global_encoders import (
+    Autodecoder,
+    GlobalEncoderBase,
+    HarmonicTimeEncoder,
+    SequenceAutodecoder,
+)
+from nerf_trainer.config import Factory, build
 from nerf_trainer.data.loaders import ShuffledFrameLoader
 from nerf_trainer.data.splits import DatasetBase
 from nerf_trainer.errors import CheckpointError, ConfigError, DataError
 from nerf_trainer.experiment import Experiment
+from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
 from nerf_trainer.frames import FrameData
+from nerf_trainer.models.overfit import OverfitModel
+from nerf_trainer.rays.samplers import NearFarRaySampler
 from nerf_trainer.training.checkpoint import CheckpointStore
 from tests.data.conftest import BlenderScene
 from tests.scene_kit import orbit
@@ -347,6 +356,33 @@ def test_times_alone_and_by_default():
     assert HarmonicTimeEncoder().encoding_dim == 21
     bare = HarmonicTimeEncoder(n_harmonic_functions=2, append_input=False)
     assert bare(views(times=(0.5,))).shape == (1, bare.encoding_dim) == (1, 4)
+
+
+def conditioned_model(made: GlobalEncoderBase) -> OverfitModel:
+    network = Factory.of(
+        NeuralRadianceFieldImplicitFunction,
+        n_layers_xyz=1,
+        n_hidden_neurons_xyz=8,
+        n_hidden_neurons_dir=8,
+        append_xyz=(),
+    )
+    sampler = NearFarRaySampler(min_depth=3.0, max_depth=5.0, n_pts_per_ray_evaluation=8)
+    return OverfitModel(global_encoder=made, implicit_function=network, raysampler=sampler).eval()
+
+
+@pytest.mark.parametrize(
+    ("made", "frames"),
+    [
+        (HarmonicTimeEncoder(n_harmonic_functions=2), [views(times=(time,)) for time in (0.1, 0.1, 0.7)]),
+        (encoder(names=("a", "b")), [views(name) for name in "aab"]),
+    ],
+)
+def test_what_is_rendered_depends_on_the_code_alone(made: GlobalEncoderBase, frames: list[FrameData]):
+    torch.manual_seed(0)
+    model = conditioned_model(made)
+    with torch.no_grad():
+        here, same, elsewhere = (model(replace(f, cameras=orbit(1, size=4))).images_render for f in frames)
+    assert torch.equal(here, same) and (here - elsewhere).abs().max() > 1e-4
 
 
 def test_frames_without_times_are_refused():

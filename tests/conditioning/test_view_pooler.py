@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nerf_trainer.conditioning.feature_aggregators import FeatureAggregatorBase, ReductionFunction
 from nerf_trainer.conditioning.view_pooler import ViewPooler
-from nerf_trainer.conditioning.view_sampler import SampledViews, ViewSampler
+from nerf_trainer.conditioning.view_sampler import SampledViews, SourceViews, ViewSampler
 from nerf_trainer.config import Factory, build, schema
 from tests.conditioning.view_kit import POINT, places, rays_to, source_views
 from tests.scene_kit import orbit, straight_rays
@@ -63,6 +63,30 @@ def test_masked_sampling_reaches_the_sampler():
     torch.testing.assert_close(pooled.flatten(), torch.tensor([0.0, 0.0, 7.5 / 2, 4.625 / 2]))
 
 
+def painted_plane(n_views: int = 6) -> SourceViews:
+    """Views around the plane z = 0, which is painted with its own coordinates (x, y); none is the target."""
+    cameras = orbit(n_views, size=64)
+    pixels = torch.stack(torch.meshgrid(torch.arange(64), torch.arange(64), indexing="xy"), dim=-1) + 0.5
+    xy = pixels.reshape(-1, 2).repeat(n_views, 1)
+    origins, directions = cameras.pixel_rays(xy, torch.arange(n_views).repeat_interleave(64 * 64))
+    hits = origins - directions * (origins[:, 2:] / directions[:, 2:])
+    colours = hits[:, :2].clamp(-3.0, 3.0).reshape(n_views, 64, 64, 2).permute(0, 3, 1, 2)
+    return source_views(colours, cameras=cameras, is_target=torch.zeros(1, n_views, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", ["ReductionFeatureAggregator", "AngleWeightedReductionFeatureAggregator"])
+def test_views_agree_on_a_surface_and_disagree_off_it(name):
+    pooler = build(ViewPooler, {"feature_aggregator_class_type": name}, feature_dims=(2,))
+    torch.manual_seed(0)
+    on_plane = torch.cat([torch.rand(50, 2) - 0.5, torch.zeros(50, 1)], dim=-1)
+    for height, agrees in ((0.0, True), (0.5, False)):
+        points = on_plane + torch.tensor([0.0, 0.0, height])
+        mean, std = pooler(painted_plane(), rays_to(points))[0, :, 0].split(2, dim=-1)
+        assert (std.mean() < 0.02) == agrees
+        if agrees:
+            torch.testing.assert_close(mean, on_plane[:, :2], atol=2e-2, rtol=0.0)
+
+
 class Nearest(FeatureAggregatorBase):
     """A plug-in's aggregator: the features of the view whose line of sight is nearest to the ray."""
 
@@ -106,3 +130,30 @@ def test_samples_do_not_see_each_other():
     source = source_views(torch.rand(3, 4, 6, 6), cameras=orbit(3))
     rays = straight_rays(5, n_samples=4)
     torch.testing.assert_close(pooler(source, rays)[:, 2:4], pooler(source, rays[2:4]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_a_gpu_gives_the_same_without_waiting(name):
+    torch.manual_seed(0)
+    pooler = build(ViewPooler, {"feature_aggregator_class_type": name}, feature_dims=(4, 2))
+    source = source_views(torch.rand(3, 4, 6, 6), torch.rand(3, 2, 16, 16), cameras=orbit(3))
+    rays = straight_rays(5, n_samples=4)
+    expected = pooler(source, rays)
+    there = SourceViews(
+        maps=tuple(m.cuda().requires_grad_() for m in source.maps),
+        cameras=source.cameras.to("cuda"),
+        fg_probability=None,
+        same_sequence=source.same_sequence.cuda(),
+        is_target=source.is_target.cuda(),
+    )
+    rays_there = rays._map(lambda t, n_dims: t.cuda())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            pooled = pooler(there, rays_there)
+            pooled.square().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(pooled.cpu(), expected, atol=1e-4, rtol=1e-4)
+    assert all(m.grad.isfinite().all() for m in there.maps)
