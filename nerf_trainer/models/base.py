@@ -1,7 +1,7 @@
 """What every model takes and returns."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +39,8 @@ class Predictions:
     """Every loss and metric by name (`loss_rgb_mse`, ...), scalars on the device."""
     objective: Float[Tensor, ""] | None = None
     """The weighted sum of losses that training descends; None where no loss could be computed."""
+    rasterize: Callable[[], RendererOutput] | None = None
+    """Splats the rays that a training step drew onto whole views (B, H, W), where the model was asked for it."""
 
     @property
     def images_render(self) -> Float[Tensor, "B C H W"]:

@@ -1,9 +1,10 @@
 """The one forward of all models that render along rays."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from enum import Enum
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from nerf_trainer.losses.regularization import RegularizationMetricsBase
 from nerf_trainer.losses.view_metrics import ViewMetricsBase
 from nerf_trainer.losses.weights import check_loss_weights, idle_weights, weigh
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
+from nerf_trainer.models.rasterization import rasterize_rays
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.samplers import RaySamplerBase, RenderSamplingMode
@@ -117,7 +119,8 @@ class RayModel(ImplicitronModelBase):
     n_train_target_views: int = 1
     """Views of a training batch that are rendered, from the first; 0 or less is all. Resident scenes draw from all."""
     output_rasterized_mc: bool = False
-    """Splat the rays that a training step draws onto images, for previews."""
+    """Splat the rays that a training step draws onto images, for live previews; not of a resident scene, whose rays are
+    spread over all images."""
 
     def __post_init__(self) -> None:
         self._check_options()
@@ -220,7 +223,7 @@ class RayModel(ImplicitronModelBase):
         objective = weigh(metrics, self.loss_weights)
         if objective is not None:
             metrics["objective"] = objective
-        return Predictions(rendered=rendered, targets=targets, metrics=metrics, objective=objective)
+        return Predictions(rendered, targets, metrics, objective, rasterize=self._rasterizer(views, rays, rendered))
 
     @abstractmethod
     def inputs(self, views: FrameData, frames: FrameData) -> FieldInputs:
@@ -302,6 +305,16 @@ class RayModel(ImplicitronModelBase):
             found, renderer = type(rendered).__name__, type(self._renderer).__name__
             raise ConfigError(f"renderer_class_type: {renderer}.forward returned a {found}, expected a RendererOutput")
         return rendered
+
+    def _rasterizer(
+        self, views: FrameData, rays: RayBundle, rendered: RendererOutput
+    ) -> Callable[[], RendererOutput] | None:
+        """How to make pictures of drawn rays; the work waits until somebody looks."""
+        if not self.output_rasterized_mc or not self.training or views.pixels is not None:
+            return None
+        height, width = views.cameras.image_size_hw[0].tolist()
+        seen = RendererOutput(rendered.features.detach(), rendered.depths.detach(), rendered.masks.detach())
+        return partial(rasterize_rays, rays, seen, (height, width), len(views))
 
     def _composite(
         self, rgb: Float[Tensor, "*rays 3"], alpha: Float[Tensor, "*rays 1"] | None, rays: RayBundle

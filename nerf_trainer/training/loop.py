@@ -244,6 +244,7 @@ class _Training:
             if loop.visualize_interval > 0 and session.step % loop.visualize_interval == 0:
                 with self._stats.paused():
                     self._evaluation.preview(session.model, session.step)
+                    self._evaluation.preview_rays(session.rasterize, session.step)
             if self._stop_requested():
                 raise StopRequestedError
             if loop.checkpoint_interval > 0 and session.step % loop.checkpoint_interval == 0:

@@ -10,6 +10,7 @@ from nerf_trainer.errors import StorageError
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
 from nerf_trainer.randomness import random_streams, seed_streams
+from nerf_trainer.renderers.base import RendererOutput
 from nerf_trainer.schedules import scheduled_modules
 from nerf_trainer.training.checkpoint import Checkpoint, CheckpointState, CheckpointStore
 from nerf_trainer.training.dead_start import DeadStartDetector
@@ -91,6 +92,7 @@ class Session:
         self._clip_grad = clip_grad
         self._failed_saves = 0
         self.last_save: Path | None = None
+        self.rasterize: Callable[[], RendererOutput] | None = None
         saved = run.checkpoint.state if run.checkpoint is not None else None
         self.n_restarts = int(saved.extra.get("n_restarts", 0)) if saved is not None else 0
         if saved is not None and run.runtime.is_main:
@@ -134,7 +136,9 @@ class Session:
         if replacements:
             carry_over_(self.optimizer, replacements)
             self._wrap()
-        self.stats.add(self._step(batches))
+        result = self._step(batches)
+        self.stats.add(result)
+        self.rasterize = result.rasterize
         self.step += 1
         self.step_in_epoch += 1
         self.run.status.step = self.step

@@ -1,6 +1,6 @@
 """Validation and tests of a run: the model on views that it wasn't trained on, and where the numbers go."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -8,7 +8,8 @@ from nerf_trainer.data.loaders import FrameLoader
 from nerf_trainer.errors import DataError
 from nerf_trainer.evaluation.evaluator import EvaluationContext, EvaluatorBase
 from nerf_trainer.frames import FrameData
-from nerf_trainer.models.base import ImplicitronModelBase
+from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
+from nerf_trainer.renderers.base import RendererOutput
 from nerf_trainer.training.interruption import StopRequestedError, StopSignals
 from nerf_trainer.training.metrics_log import FILE_NAME, Row, read_rows
 from nerf_trainer.training.session import TrainingRun
@@ -116,6 +117,12 @@ class SplitEvaluation:
         with torch.no_grad(), self._run.runtime.autocast():
             preview.view(model(next(iter(loader.steps(0)))), split, step)
         model.train()
+
+    def preview_rays(self, rasterize: Callable[[], RendererOutput] | None, step: int) -> None:
+        """Show what the rays of the last training step saw, where the model makes pictures of them."""
+        preview = self._run.preview
+        if rasterize is not None and preview is not None and preview.reachable:
+            preview.view(Predictions(rendered=rasterize(), targets=Targets()), "train", step)
 
     def was_tested(self, step: int) -> bool:
         """Whether the log has a test of the weights of `step`."""

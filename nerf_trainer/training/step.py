@@ -6,7 +6,7 @@ Elsewhere, on the CPU and for optimizers without a fused kernel (Adagrad on CUDA
 by the host, which then leaves the optimizer's step out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import Predictions
+from nerf_trainer.renderers.base import RendererOutput
 from nerf_trainer.training.optimizer_factory import skips_on_device
 from nerf_trainer.training.runtime import Runtime
 
@@ -38,6 +39,8 @@ class StepResult:
     """Mean foreground probability of the step's targets, in [0, 1]; None where the data has no masks."""
     n_rays: int
     """Rays rendered by this rank."""
+    rasterize: Callable[[], RendererOutput] | None = None
+    """Makes pictures of the last batch's rays, where the model does."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class _Scored:
     opacity: Float[Tensor, ""]
     foreground: Float[Tensor, ""] | None
     n_rays: int
+    rasterize: Callable[[], RendererOutput] | None
 
 
 class _ScoredModel(nn.Module):
@@ -72,6 +76,7 @@ class _ScoredModel(nn.Module):
             opacity=masks.float().mean(),
             foreground=None if foreground is None else foreground.detach().mean(),
             n_rays=masks.numel(),
+            rasterize=predictions.rasterize,
         )
 
 
@@ -169,6 +174,7 @@ def _result(scored: Sequence[_Scored], metrics: dict[str, Tensor], skipped: Tens
         opacity=_mean([one.opacity for one in scored]),
         foreground=_mean(foreground) if foreground else None,
         n_rays=sum(one.n_rays for one in scored),
+        rasterize=scored[-1].rasterize,
     )
 
 

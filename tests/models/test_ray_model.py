@@ -1,6 +1,8 @@
 """The one forward: targets, backgrounds, objective, evaluation at any size."""
 
+import inspect
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from nerf_trainer.config import Factory
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
 from nerf_trainer.frames import FrameContents, FrameData, PixelStore
+from nerf_trainer.models.generic import GenericModel
 from nerf_trainer.models.overfit import OverfitModel
-from nerf_trainer.models.ray_model import Background
+from nerf_trainer.models.ray_model import Background, RayModel
 from nerf_trainer.randomness import seed_streams
 from nerf_trainer.rays.samplers import NearFarRaySampler, RenderSamplingMode
 from nerf_trainer.renderers.multipass import MultiPassEmissionAbsorptionRenderer
@@ -296,3 +299,21 @@ def test_a_renderer_that_returns_something_else_is_told_so() -> None:
     module._renderer.forward = lambda *_: torch.zeros(1)
     with pytest.raises(ConfigError, match="forward returned a Tensor, expected a RendererOutput"):
         module(resident(photographs()))
+
+
+def test_a_training_step_makes_pictures_of_its_rays_where_asked_for() -> None:
+    frames = photographs(size=16)
+    shown = model(output_rasterized_mc=True, n_train_target_views=2)(frames).rasterize
+    assert shown is not None
+    pictures = shown()
+    assert pictures.features.shape == (2, 16, 16, 3) and pictures.depths.shape == (2, 16, 16, 1)
+    assert not pictures.features.requires_grad and pictures.features.abs().sum() > 0
+    assert model()(frames).rasterize is None
+    assert model(output_rasterized_mc=True).eval()(frames).rasterize is None
+    assert model(output_rasterized_mc=True)(resident(frames)).rasterize is None
+
+
+def test_the_forward_reads_as_the_method_and_models_stay_short() -> None:
+    assert len(inspect.getsource(RayModel.forward).splitlines()) <= 40
+    files = (inspect.getsourcefile(GenericModel), inspect.getsourcefile(OverfitModel))
+    assert sum(len(Path(str(file)).read_text().splitlines()) for file in files) <= 350
