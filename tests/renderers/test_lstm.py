@@ -20,6 +20,7 @@ from nerf_trainer.fields.srn import (
     SRNRaymarchHyperNet,
 )
 from nerf_trainer.frames import FrameData, PixelStore
+from nerf_trainer.models.generic import GenericModel
 from nerf_trainer.models.overfit import OverfitModel
 from nerf_trainer.randomness import seed_streams
 from nerf_trainer.rays.bundle import RayBundle
@@ -360,3 +361,51 @@ def test_whole_views_are_rendered_in_chunks_of_rays() -> None:
     handle.remove()
     assert sizes == [40] * 6 + [16]
     assert predictions.images_render.shape == (1, 3, 16, 16)
+
+
+def two_scenes() -> FrameData:
+    """Four views, two of each of two sequences."""
+    generator = torch.Generator().manual_seed(6)
+    return FrameData(
+        cameras=orbit(4),
+        image_rgb=torch.rand(4, 3, 16, 16, generator=generator),
+        fg_probability=torch.ones(4, 1, 16, 16),
+        sequence_name=("a", "b", "a", "b"),
+    )
+
+
+@pytest.mark.parametrize(
+    "rays", [{"n_rays_per_image_sampled_from_mask": 16}, {"n_rays_total_training": 64}], ids=["grouped", "mixed"]
+)
+def test_sequences_have_networks_of_their_own(rays: dict) -> None:
+    """GenericModel with learned codes: a step reaches both codes, and a view shows its own sequence."""
+    values = {
+        "n_train_target_views": -1,
+        "raysampler_class_type": "AdaptiveRaySampler",
+        "raysampler_AdaptiveRaySampler_args": {"scene_extent": 1.5, **rays},
+        "global_encoder_class_type": "SequenceAutodecoder",
+        "global_encoder_SequenceAutodecoder_args": {"autodecoder_args": {"encoding_dim": 4, "n_instances": 2}},
+        "implicit_function_class_type": "SRNHyperNetImplicitFunction",
+        "implicit_function_SRNHyperNetImplicitFunction_args": {
+            "hypernet_args": {"n_hidden_units": 16, "n_hidden_units_hypernet": 8, "out_features": 16},
+            "pixel_generator_args": {"n_hidden_units": 16, "in_features": 16},
+        },
+        "renderer_class_type": "LSTMRenderer",
+        "renderer_LSTMRenderer_args": {"n_feature_channels": 16, "init_depth": 1.5},
+    }
+    torch.manual_seed(0)
+    module, frames = (
+        build(GenericModel, OmegaConf.merge(OmegaConf.structured(schema(GenericModel)), values)),
+        two_scenes(),
+    )
+    module.learn_sequences(("a", "b"))
+    predictions = module.train()(frames)
+    assert predictions.objective is not None
+    predictions.objective.backward()
+    assert module.global_encoder is not None
+    (codes,) = module.global_encoder.parameters()
+    assert codes.grad is not None and codes.grad.abs().amax(dim=-1).min() > 0.0
+    module.eval()
+    with torch.no_grad():
+        own, other = (module(replace(frames[:1], sequence_name=(name,))).images_render for name in "ab")
+        assert own is not None and other is not None and (own - other).abs().max() > 1e-2
