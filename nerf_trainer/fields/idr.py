@@ -18,7 +18,7 @@ from nerf_trainer.rays.bundle import RayBundle
 N_COORDINATES = 3
 SHARPNESS = 100.0
 """Beta of the softplus between layers: close to a ReLU, but with second derivatives."""
-N_CALIBRATION_DIRECTIONS = 2048
+N_CALIBRATION_DIRECTIONS = 512
 """Directions over which the initial surface's mean radius is set."""
 
 
@@ -105,20 +105,23 @@ class IdrFeatureField(SignedDistanceField):
         set so that its mean over directions is 0 at the radius and has slope 1 far away, where the softplus is a ReLU.
         Nearer it is less steep: distances are rather too short than too long for sphere tracing.
         """
+        *_, last = layers
         for i, layer in enumerate(layers):
             nn.init.normal_(layer.weight, 0.0, math.sqrt(2.0 / layer.out_features))
             nn.init.zeros_(layer.bias)
-            if i == len(layers) - 1:
+            if layer is last:
                 nn.init.normal_(layer.weight, math.sqrt(math.pi / layer.in_features), 1e-4)
                 nn.init.constant_(layer.bias, -self.bias)
             if i == 0 or i in self.skip_in:
                 other = layer.weight[:, layer.in_features - self._input_dim :]
                 other[:, : self._encoding_dim - N_COORDINATES] = 0.0  # the encoding ends with the point itself
                 other[:, self._encoding_dim :] = 0.0
+                if layer is last:
+                    other[:] = 0.0  # a mean over coordinates would tilt the sphere
         sphere = _even_directions(N_CALIBRATION_DIRECTIONS)
         near, far = 100.0 * self.bias, 200.0 * self.bias
         at_radius, at_near, at_far = (self._mean_distance(sphere * radius) for radius in (self.bias, near, far))
-        last, scale = layers[-1], (far - near) / (at_far - at_near)
+        scale = (far - near) / (at_far - at_near)
         last.weight[0] *= scale
         last.bias[0] = -scale * (at_radius - last.bias[0])
 
