@@ -135,6 +135,18 @@ def test_images_may_differ_in_size(scene):
     torch.testing.assert_close(cameras.focal[1], 2 * cameras.focal[0])
 
 
+def test_depth_beside_training_images(scene):
+    """Source views of a test view have it too."""
+    Image.fromarray(np.full((24, 32), 1500, np.uint16)).save(scene.root / "train" / "r_1_depth.png")
+    (scene.root / "meta.json").write_text(json.dumps({"depth_scale": 0.002}))
+    splits = load(scene.root, n_known_frames_for_test=6)
+    assert splits.train.contents.depth_map and splits.train[0].depth_map is None
+    assert splits.train[1].depth_map.unique().tolist() == pytest.approx([3.0])
+    sources = [splits.test[i] for i in splits.test.get_eval_batches()[0][1:]]
+    assert [frame.frame_number for frame in sources if frame.depth_map is not None] == [(1,)]
+    assert not load(scene.root, load_depth=False).train.contents.depth_map
+
+
 def test_depth_beside_test_images(scene):
     steps = np.zeros((24, 32), np.uint16)
     steps[2, 3] = 1500

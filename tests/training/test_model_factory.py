@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nerf_trainer.config import Factory
-from nerf_trainer.errors import CheckpointError
+from nerf_trainer.errors import CheckpointError, ConfigError
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
 from nerf_trainer.training.checkpoint import CheckpointState, CheckpointStore
@@ -79,6 +79,26 @@ def test_an_epoch_that_was_not_saved_is_an_error(tmp_path: Path, store: Checkpoi
     used(store)
     with pytest.raises(CheckpointError, match=r"with 3 finished epochs \(resume_epoch=2\); there are 1, 2"):
         factory(resume_epoch=2)(tmp_path, store, eval_only)
+
+
+class Ruler(ImplicitronModelBase):
+    """A model that has nothing to learn."""
+
+    def forward(self, frames: FrameData) -> Predictions:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": False}, {"force_resume": True}], ids=str)
+def test_a_model_without_parameters_is_evaluated_as_it_is_and_not_trained(
+    tmp_path: Path, store: CheckpointStore, options: dict[str, bool]
+):
+    used(store)
+    make = ImplicitronModelFactory(model=Factory.of(Ruler), **options)
+    model, checkpoint = make(tmp_path, store, eval_only=True)
+    assert isinstance(model, Ruler) and checkpoint is None
+    with pytest.raises(ConfigError, match="Ruler has no parameters to train; set eval_only=true"):
+        make(tmp_path, store, eval_only=False)
+    assert store.latest() is not None, "another model's checkpoints stay where they are"
 
 
 def test_evaluating_without_a_checkpoint_is_an_error(tmp_path: Path, store: CheckpointStore):
