@@ -109,13 +109,15 @@ def _coverage(
     limit = torch.tensor([width, height], device=xy.device, dtype=xy.dtype)
     inside = ((xy > -radius) & (xy < limit + radius)).all(dim=-1) & (depth > 0.0) & depth.isfinite()
     kept = inside.nonzero()[:, 0]
-    discs = [_discs(xy[part], part, size_hw, radius) for part in kept.split(_POINTS_AT_ONCE)]
-    point, x, y, distance2 = (torch.cat(values) for values in zip(*discs, strict=True))
+    order = torch.arange(len(kept), device=xy.device)
+    discs = [_discs(xy[kept[part]], part, size_hw, radius) for part in order.split(_POINTS_AT_ONCE)]
+    place, x, y, distance2 = (torch.cat(values) for values in zip(*discs, strict=True))
+    point = kept[place]
     picture = torch.zeros_like(point) if view is None else view[point].long()
     pixel = (picture * height + y) * width + x
     # A stable sort, the last criterion first: distance, where depths are equal at all, then pixel and depth.
-    depths, layer = depth[point].unique(return_inverse=True)
-    key, order = pixel * max(1, len(depths)) + layer, torch.arange(len(point), device=xy.device)
+    depths, layer = depth[kept].unique(return_inverse=True)
+    key, order = pixel * max(1, len(depths)) + layer[place], torch.arange(len(point), device=xy.device)
     if len(depths) < len(kept):
         order = distance2.argsort(stable=True)
     order = order[key[order].argsort(stable=True)]
@@ -128,7 +130,7 @@ def _coverage(
 def _discs(
     xy: Float[Tensor, "n 2"], point: Int[Tensor, "n"], size_hw: tuple[int, int], radius: float
 ) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"], Int[Tensor, "m"], Float[Tensor, "m"]]:
-    """The pixels that some points' discs cover: point, x and y of each pair, and the squared distance."""
+    """The pixels that some points' discs cover: the point's number, x and y of each pair, and the squared distance."""
     first = (xy - radius - 0.5).ceil().long()
     steps = torch.arange(int(2.0 * radius) + 1, device=xy.device)
     x, y = first[:, :1, None] + steps, first[:, 1:, None] + steps[:, None]
