@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jaxtyping
@@ -59,11 +60,24 @@ def test_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def solids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten small scenes of solids in `many`, and one that moves in `moving`."""
+    from scenes.render_solids import Job, render_scene
+
+    root = tmp_path_factory.mktemp("solids")
+    job = Job(root / "many", seed=0, train_views=6, test_views=1, size=12, samples=1, moving=False)
+    for number in range(10):
+        render_scene(job, number)
+    render_scene(replace(job, out=root / "moving", moving=True), 0)
+    return root
+
+
 @pytest.fixture
-def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., DictConfig]]:
+def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solids: Path) -> Iterator[Callable[..., DictConfig]]:
     """Composes a recipe as `nerf_runner` does, in an empty working directory; interpolations stay as written.
 
-    The recipes that ask for a Blender scene get the embedded one.
+    The recipes that ask for a Blender scene get the embedded one, those that ask for solids small ones.
     """
     from nerf_trainer.experiment import Experiment
     from nerf_trainer.launch import run_hydra
@@ -74,6 +88,8 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     monkeypatch.setenv("NERF_TRAINER_DEBUG", "1")
     monkeypatch.setenv("BLENDER_DATASET_ROOT", "scene:/")
     monkeypatch.setenv("BLENDER_SINGLESEQ_CLASS", "quickstart")
+    monkeypatch.setenv("SOLIDS_ROOT", str(solids / "many"))
+    monkeypatch.setenv("MOVING_SOLIDS_ROOT", str(solids / "moving"))
 
     def run(recipe: str, *overrides: str) -> DictConfig:
         composed: list[DictConfig] = []
