@@ -131,7 +131,7 @@ def marching(**more: Any) -> Overrides:
 
 LSTM = {
     RENDERER: "LSTMRenderer",
-    "renderer_LSTMRenderer_args": {"n_feature_channels": 16, "init_depth": 3.0, "num_raymarch_steps": 3},
+    "renderer_LSTMRenderer_args": {"n_feature_channels": 16, "init_depth": 1.5, "num_raymarch_steps": 3},
 }
 SDF = {
     RENDERER: "SignedDistanceFunctionRenderer",
@@ -171,12 +171,11 @@ CASES: dict[str, tuple[Overrides, ...]] = {
     "srn": (srn(), LSTM),
     "srn, code": (srn(), LSTM, CODE),
     "srn, pooling": (srn(), LSTM, pooled("AngleWeightedReduction")),
-    "srn, raymarched": (srn(), marching()),
+    "srn, raymarched": (srn(), marching(density_noise_std_train=1.0)),
     "srn hypernet": (srn_hypernet(), LSTM, CODE),
-    "srn hypernet, raymarched": (srn_hypernet(), marching(), CODE),
+    "srn hypernet, raymarched": (srn_hypernet(), marching(density_noise_std_train=1.0), CODE),
     "idr": (idr(), SDF),
     "idr, code": (idr(), SDF, CODE),
-    "idr, pooling": (idr(), SDF, pooled("Reduction")),
 }
 """Names, and what each model is made of."""
 

@@ -124,8 +124,13 @@ class RayModel(ImplicitronModelBase):
 
     def __post_init__(self) -> None:
         self._check_options()
-        spec = RendererSpec(color_dim=self.render_features_dimensions, scene_radius=self.raysampler.scene_radius)
-        self._renderer = self.renderer(spec=spec)
+        self._renderer = self.renderer(
+            spec=RendererSpec(
+                color_dim=self.render_features_dimensions,
+                scene_radius=self.raysampler.scene_radius,
+                scene_center=self.raysampler.sphere_center,
+            )
+        )
         self._background_draws = RandomStream("background")
         self._wanted = {*self.log_vars, *(name for name, weight in self.loss_weights.items() if weight != 0)}
         self._bg_color = torch.nn.Buffer(torch.tensor(self.bg_color), persistent=False)
