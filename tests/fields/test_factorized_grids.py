@@ -11,7 +11,7 @@ from torch.autograd import gradcheck
 
 from nerf_trainer.errors import CheckpointError, ConfigError
 from nerf_trainer.fields.factorized_grids import CPFactorizedVoxelGrid, VMFactorizedVoxelGrid
-from nerf_trainer.fields.voxel_grids import FullResolutionVoxelGrid, VoxelGridBase, VoxelGridModule
+from nerf_trainer.fields.voxel_grids import WHOLE, FullResolutionVoxelGrid, VoxelGridBase, VoxelGridModule
 from nerf_trainer.ops.grid_sample import resample_grid
 from nerf_trainer.training.optimizer_factory import parameter_groups
 
@@ -202,10 +202,9 @@ def make_affine_(module: VoxelGridModule) -> None:
     """Factors that are affine (lines) or bilinear (planes) functions of the position: two nodes an axis, refined."""
     grid, resolution = module.voxel_grid, module.resolution
     coarse = random_values(make_like(grid, (2, 2, 2)), torch.float32)
-    whole = ((-1.0,) * 3, (1.0,) * 3)
     with torch.no_grad():
         for name, value in module.values.items():
-            value.copy_(grid.resample(coarse[name], name, resolution, whole))
+            value.copy_(grid.resample(coarse[name], name, resolution, WHOLE))
 
 
 def make_like(grid: VoxelGridBase, resolution: tuple[int, int, int]) -> VoxelGridBase:

@@ -13,8 +13,8 @@ from nerf_trainer.ops.grid_sample import (
     gather_corners,
     grid_total_variation,
     interpolate_grid,
-    resample_grid,
     linear_corners,
+    resample_grid,
 )
 
 RESOLUTION = (4, 3, 5)
@@ -161,3 +161,37 @@ def test_total_variation_is_the_sum_over_axes_of_mean_squared_steps() -> None:
     along_x = (2.0**2 + 1.0**2 + 1.0**2) / 3
     along_y = (1.0**2 + 2.0**2 + 0.0 + 0.0) / 4
     assert grid_total_variation(grid).item() == pytest.approx(along_x + along_y)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("padding", ["border", "reflection"])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_lines_and_planes_are_volumes_that_are_constant_across(mode: str, padding: str, align_corners: bool) -> None:
+    local = points().double() * 0.97
+    for n_axes in (1, 2):
+        grid = torch.randn(*RESOLUTION[:n_axes], 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        volume = grid.reshape(*grid.shape[:-1], *(1,) * (3 - n_axes), 3).expand(*RESOLUTION, 3)
+        value = interpolate_grid(grid, local[:, :n_axes], mode, padding, align_corners)
+        torch.testing.assert_close(value, interpolate_grid(volume, local, mode, padding, align_corners))
+
+
+def test_a_line_fades_beyond_its_ends() -> None:
+    line = torch.tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
+    local = torch.tensor([[-1.0], [0.25], [1.0], [1.25], [-1.75], [2.0]])
+    # Nodes lie at -1, 0 and 1.
+    expected = torch.tensor([1.0, 0.75 * 2 + 0.25 * 4, 4.0, 0.75 * 4, 0.25 * 1, 0.0])
+    torch.testing.assert_close(interpolate_grid(line, local), expected[:, None] * torch.tensor([1.0, 10.0]))
+
+
+@pytest.mark.parametrize("n_axes", [1, 2])
+def test_resampling_a_line_or_a_plane_is_exact_at_old_nodes(n_axes: int) -> None:
+    grid = torch.randn(*RESOLUTION[:n_axes], 2, generator=torch.Generator().manual_seed(5))
+    finer = resample_grid(grid, [3 * n - 2 for n in RESOLUTION[:n_axes]])
+    assert torch.equal(finer[(slice(None, None, 3),) * n_axes], grid)
+    local = points(reach=1.0)[:-1, :n_axes]
+    torch.testing.assert_close(interpolate_grid(finer, local), interpolate_grid(grid, local))
+
+
+def test_total_variation_of_a_line() -> None:
+    line = torch.tensor([[0.0], [3.0], [1.0]])
+    assert grid_total_variation(line).item() == pytest.approx((3.0**2 + 2.0**2) / 2)
