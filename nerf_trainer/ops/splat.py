@@ -10,7 +10,8 @@ With the points i = 1, 2, ... that cover a pixel in order of depth (of equal dep
     T_i = prod_{j < i} (1 - alpha_j)    w_i = T_i alpha_i    F = sum_i w_i f_i    A = sum_i w_i.
 
 After Zwicker, Pfister, van Baar and Gross, Surface Splatting (2001), with discs in the picture's plane and this
-fall-off instead of projected Gaussians; composited as in Porter and Duff (1984).
+fall-off, which is that of PyTorch3D's point renderer, instead of projected Gaussians; composited as in Porter and Duff
+(1984).
 """
 
 from dataclasses import dataclass

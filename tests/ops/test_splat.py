@@ -160,3 +160,23 @@ def test_features_of_a_network_under_autocast(dtype: torch.dtype) -> None:
     torch.testing.assert_close(splat.opacity, expected.opacity, atol=1e-6, rtol=1e-6)
     splat.features.sum().backward()
     assert points["features"].grad is not None and points["features"].grad.isfinite().all()
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures and gradients, with algorithms that don't depend on the order of threads."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = []
+        for device in ("cpu", "cuda"):
+            points = {name: value.to(device) for name, value in cloud(400, seed=1, size_hw=(40, 60)).items()}
+            inputs = [points[name].requires_grad_() for name in ("xy", "features", "opacity")]
+            splat = splat_points(size_hw=(40, 60), radius=2.3, n_views=2, **points)
+            pictures = torch.cat([splat.features, splat.depth], dim=-1)
+            weights = torch.linspace(0.0, 1.0, pictures.numel(), device=device).reshape(pictures.shape)
+            results.append([pictures, *torch.autograd.grad((pictures * weights).sum(), inputs)])
+        for on_cpu, on_gpu in zip(*results, strict=True):
+            torch.testing.assert_close(on_gpu.cpu(), on_cpu)
+    finally:
+        torch.use_deterministic_algorithms(False)
