@@ -39,6 +39,7 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/test_model_options.py": "every option of every model",
     "tests/test_recipes.py": "the recipes, with all that they choose",
     "tests/test_resume.py": "the recipes, stopped and continued",
+    "tests/test_growing_grids.py": "recipes of each kind of grid, whose grids grow within a training",
     "tests/test_quickstart.py": "what a recipe reaches",
     "tests/test_multirun.py": "trainings that other commands start",
     "tests/training/test_two_processes.py": "nerf_runner on two ranks",
