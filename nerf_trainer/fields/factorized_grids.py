@@ -18,7 +18,7 @@ from nerf_trainer.fields.voxel_grids import Box, VoxelGridBase
 from nerf_trainer.ops.grid_sample import grid_total_variation, interpolate_grid, resample_grid
 
 LINE_WEIGHT = 0.1
-"""Weight of lines beside planes in the total variation (Chen et al. 2022, section A)."""
+"""Weight of lines beside planes in the total variation, which is their ratio in the loss of Chen et al. 2022."""
 
 _BASIS = "basis_matrix"
 _LINES = ("line_x", "line_y", "line_z")
@@ -41,8 +41,8 @@ class CPFactorizedVoxelGrid(VoxelGridBase):
 
     component_r(x, y, z) = line_x[x, r] line_y[y, r] line_z[z, r]; features = components @ basis_matrix, or their sum.
 
-    Gradients of a factor are products of the others: with many small values they vanish. Values that start around
-    `init_mean` or wider than `init_std: 0.1` learn sooner.
+    A factor's gradient is a product of the other factors: small values learn slowly. A grid starts sooner with an
+    `init_mean` above 0 or a larger `init_std`.
     """
 
     n_components: int = 24
