@@ -1,0 +1,202 @@
+"""Train the recipes of a scene one after another, score them, and record what each took and reached.
+
+    python -m benchmarks.methods solids --pictures pictures
+    python -m benchmarks.methods solids --only solids_nerf_wce --scale 0.5
+    python -m benchmarks.methods solids --dry-run --out /tmp/out --pictures /tmp/out
+
+Each recipe is trained by nerf_runner in a process of its own. Scenes of solids are rendered where --data has none yet.
+A model that looks at source views is scored a second time with images of another scene in their place. The record
+methods_<scene>.json has an entry for each recipe, written when that is done; recipes that are not run keep theirs.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.record import RECORDS, passport, write
+from benchmarks.saved_views import SavedViews
+
+
+@dataclass(frozen=True)
+class Method:
+    """One recipe and how it is run here."""
+
+    config: str
+    """Its name, of configs/."""
+    precision: str = "bf16"
+    """What it is trained and evaluated in."""
+    overrides: tuple[str, ...] = ()
+    """Further words for nerf_runner."""
+
+
+METHODS: dict[str, tuple[Method, ...]] = {
+    "solids": (
+        Method("solids_base"),
+        Method("solids_nerf_wce"),
+        Method("solids_nerformer"),
+        Method("solids_nerf_ad"),
+        Method("solids_srn_ad_hypernet", precision="tf32"),
+        Method("moving_nerf_time"),
+    ),
+    "quickstart": (
+        Method("quickstart_nerf"),
+        Method("quickstart_mip_nerf"),
+        Method("quickstart_cp"),
+        Method("quickstart_vm"),
+        Method("quickstart_srn", precision="tf32"),
+    ),
+}
+"""What is run for each scene, in this order."""
+
+SOLIDS = ("--scenes", "40", "--train-views", "24", "--test-views", "6", "--size", "64")
+MOVING = ("--moving", "--train-views", "150", "--test-views", "20", "--size", "64")
+DRY_SOLIDS = ("--scenes", "10", "--train-views", "6", "--test-views", "1", "--size", "16", "--samples", "1")
+DRY_MOVING = ("--moving", "--train-views", "8", "--test-views", "2", "--size", "16", "--samples", "1")
+DRY_RAYS, DRY_SIZE, DRY_STEPS = 32, 12, 2
+
+
+def render_solids(folder: Path, dry: bool) -> dict[str, str]:
+    """Render the scenes where `folder` has none; returns the environment variables that name them to recipes."""
+    program = Path(__file__).resolve().parent.parent / "scenes" / "render_solids.py"
+    places = {"SOLIDS_ROOT": folder / "many", "MOVING_SOLIDS_ROOT": folder / "moving"}
+    words = {"SOLIDS_ROOT": DRY_SOLIDS if dry else SOLIDS, "MOVING_SOLIDS_ROOT": DRY_MOVING if dry else MOVING}
+    for name, place in places.items():
+        if not place.is_dir():
+            jobs = ("--jobs", str(min(8, os.cpu_count() or 1)))
+            command = [sys.executable, str(program), str(place), *words[name], *jobs]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return {name: str(place.resolve()) for name, place in places.items()}
+
+
+def composed(method: Method, environment: dict[str, str]) -> dict[str, Any]:
+    """The recipe's whole configuration, as nerf_runner composes it."""
+    command = [sys.executable, "-m", "nerf_trainer.experiment", "--config-name", method.config, *method.overrides]
+    done = subprocess.run([*command, "--cfg", "job"], check=True, capture_output=True, text=True, env=environment)
+    return yaml.safe_load(done.stdout)
+
+
+def place_of(config: dict[str, Any], *names: str) -> str:
+    """The dotted place of the options of what is chosen for the last name, each being a place within the one before."""
+    keys = []
+    for name in names:
+        keys.append(f"{name}_{config[f'{name}_class_type']}_args")
+        config = config[keys[-1]]
+    return ".".join(keys)
+
+
+def shortened(config: dict[str, Any], scale: float, dry: bool) -> list[str]:
+    """Overrides that train for `scale` times as many epochs, or for a dry run a step or two of everything."""
+    loop = config[place_of(config, "training_loop")]
+    if not dry:
+        return [f"max_epochs={max(1, round(loop['max_epochs'] * scale))}"]
+    loader = place_of(config, "data_source", "data_loader_map_provider")
+    model = place_of(config, "model_factory", "model")
+    sampler = place_of(config, "model_factory", "model", "raysampler")
+    factory, chosen, its_sampler = sampler.split(".")
+    total = config[factory][chosen][its_sampler]["n_rays_total_training"] is not None
+    rays = "n_rays_total_training" if total else "n_rays_per_image_sampled_from_mask"
+    return [
+        "max_epochs=1",
+        f"{loader}.dataset_length_train={DRY_STEPS}",
+        f"{loader}.dataset_length_test={DRY_STEPS}",
+        f"{model}.render_image_height={DRY_SIZE}",
+        f"{model}.render_image_width={DRY_SIZE}",
+        f"{sampler}.{rays}={DRY_RAYS}",
+    ]
+
+
+def speed(metrics: Path) -> dict[str, Any]:
+    """Steps, the median time of one after the first tenth of them, and the peak memory, of a run's log."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    train = [row for row in rows if row["split"] == "train"]
+    steady = [row for row in train if row["step"] > train[-1]["step"] / 10] or train
+    return {
+        "steps": train[-1]["step"],
+        "ms_per_step_median": round(statistics.median(1e3 * row["sec_per_step"] for row in steady), 2),
+        "peak_memory_gib": train[-1]["peak_memory_gib"],
+        "train_psnr_last": round(train[-1].get("loss_rgb_psnr") or math.nan, 3),
+    }
+
+
+def measure(method: Method, options: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
+    """Train one recipe and say what it took and reached."""
+    folder = options.runs / method.config
+    shorter = shortened(composed(method, environment), options.scale, options.dry_run)
+    words = ["--config-name", method.config, f"precision={method.precision}", *method.overrides, *shorter]
+    command = [sys.executable, "-m", "nerf_trainer.experiment", *words, f"exp_dir={folder}", "on_conflict=new"]
+    began = time.perf_counter()
+    subprocess.run([*command, "test_when_finished=false"], check=True, env=environment)
+    seconds = round(time.perf_counter() - began, 1)
+    views = SavedViews(folder, DRY_STEPS if options.dry_run else 0)
+    looks = views.has_source_views
+    began = time.perf_counter()
+    entry = {
+        **passport(options.commit),
+        "command": " ".join(["nerf_runner", *words]),
+        "parameters": views.n_parameters,
+        "wall_seconds": {"train": seconds},
+        **speed(folder / "metrics.jsonl"),
+        "test": views.scores(),
+    }
+    entry["wall_seconds"]["evaluate"] = round(time.perf_counter() - began, 1)
+    if looks:
+        entry["test_with_source_views_of_another_scene"] = views.scores(shuffled=True)
+    if options.pictures is not None:
+        views.draw(options.pictures / f"{method.config}.png", shuffled=looks)
+        entry["picture"] = f"{method.config}.png"
+    return entry
+
+
+def environment_of(options: argparse.Namespace) -> dict[str, str]:
+    """The environment of the recipes; this process has it too, since it evaluates."""
+    if options.scene == "solids":
+        os.environ.update(render_solids(options.data, options.dry_run))
+    return dict(os.environ)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scene", choices=sorted(METHODS), help="whose recipes to run")
+    parser.add_argument("--only", nargs="+", metavar="RECIPE", help="run these alone")
+    parser.add_argument("--scale", type=float, default=1.0, help="train for this many times the recipes' epochs")
+    parser.add_argument("--dry-run", action="store_true", help="two steps, small views: everything once, in seconds")
+    parser.add_argument("--data", type=Path, default=Path("runs/solids"), help="folder of the scenes of solids")
+    parser.add_argument("--runs", type=Path, default=Path("runs/methods"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=RECORDS, help="folder of the record")
+    parser.add_argument("--pictures", type=Path, default=None, help="folder for a picture of each method")
+    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    options = parser.parse_args()
+    wanted = [m for m in METHODS[options.scene] if options.only is None or m.config in options.only]
+    unknown = set(options.only or ()) - {m.config for m in wanted}
+    if unknown:
+        parser.error(f"--only: {', '.join(sorted(unknown))}: not among the recipes of {options.scene}")
+    environment = environment_of(options)
+    name = f"methods_{options.scene}"
+    path = options.out / f"{name}.json"
+    methods = json.loads(path.read_text())["methods"] if path.is_file() else {}
+    failed = []
+    for method in wanted:
+        try:
+            methods[method.config] = measure(method, options, environment)
+        except subprocess.CalledProcessError as error:
+            failed.append(f"{method.config} (exit code {error.returncode})")
+            continue
+        test = methods[method.config]["test"]
+        print(f"{method.config}: PSNR {test['psnr_full_image']}, IoU {test.get('iou')}", flush=True)
+        write(name, {"benchmark": "methods", "scene": options.scene, "methods": methods}, options.out)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
