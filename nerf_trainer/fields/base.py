@@ -82,6 +82,11 @@ class ImplicitFunctionBase(ReplaceableBase, torch.nn.Module):
         return False
 
     @property
+    def capturable(self) -> bool:
+        """Whether a step with this field can be captured: no read-back, no branch on a value, fixed shapes."""
+        return True
+
+    @property
     def gives_density(self) -> bool:
         """Whether `FieldOutputs.densities` can be composited along rays."""
         return True

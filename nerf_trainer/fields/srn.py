@@ -262,6 +262,11 @@ class SRNHyperNetImplicitFunction(_SceneRepresentation):
         self._raymarch = self.hypernet(conditioning_dim=spec.pooled_dim, code_dim=spec.global_code_dim)
         self._check(self._raymarch.out_features)
 
+    @property
+    def capturable(self) -> bool:
+        """False: rays of several views in one group are sorted by view, whose numbers are read back."""
+        return False
+
     def marching(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Callable[[RayBundle], Float[Tensor, "*rays S F"]]:
         return self._raymarch.marching(ray_bundle, inputs)
 

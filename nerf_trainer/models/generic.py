@@ -89,6 +89,11 @@ class GenericModel(RayModel):
     def passes(self) -> Sequence[ImplicitFunctionBase]:
         return [field for field in self._fields if isinstance(field, ImplicitFunctionBase)]
 
+    @property
+    def capturable(self) -> bool:
+        """Source views come from the host with each batch, and their sizes and sequences are looked at there."""
+        return super().capturable and self._pooler is None
+
     def check_data(self, train: FrameContents) -> tuple[str, ...]:
         if train.is_resident and self._pooler is not None:
             raise ConfigError(

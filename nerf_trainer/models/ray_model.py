@@ -379,7 +379,7 @@ class RayModel(ImplicitronModelBase):
 
     @property
     def capturable(self) -> bool:
-        return self._renderer.capturable
+        return self._renderer.capturable and all(field.capturable for field in self.passes())
 
 
 def _at_rays(
