@@ -42,6 +42,8 @@ def nerf_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.delenv("NERF_TRAINER_DEBUG", raising=False)
     monkeypatch.setenv("BLENDER_DATASET_ROOT", "/scenes")
     monkeypatch.setenv("BLENDER_SINGLESEQ_CLASS", "lego")
+    monkeypatch.setenv("SOLIDS_ROOT", "/scenes/solids")
+    monkeypatch.setenv("MOVING_SOLIDS_ROOT", "/scenes/moving")
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["nerf_runner", *words])

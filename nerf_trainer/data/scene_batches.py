@@ -18,7 +18,7 @@ from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.data.loaders import DecodingLoader, decode_all
 from nerf_trainer.data.splits import DatasetBase
 from nerf_trainer.errors import ConfigError, DataError
-from nerf_trainer.frames import FrameContents, FrameData
+from nerf_trainer.frames import FrameData
 from nerf_trainer.randomness import derive_seed
 
 
@@ -67,10 +67,6 @@ class SceneBatchLoader(DecodingLoader):
 
     def __len__(self) -> int:
         return self._n_steps or len(self._dataset)
-
-    @property
-    def contents(self) -> FrameContents:
-        return self._dataset.contents
 
     def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
         super().place(device, seed, rank, world_size)
