@@ -54,6 +54,7 @@ METHODS: dict[str, tuple[Method, ...]] = {
         Method("quickstart_cp"),
         Method("quickstart_vm"),
         Method("quickstart_srn", precision="tf32"),
+        Method("quickstart_idr", precision="tf32"),
     ),
 }
 """What is run for each scene, in this order."""
