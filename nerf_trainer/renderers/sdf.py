@@ -163,8 +163,10 @@ class SignedDistanceFunctionRenderer(BaseRenderer):
         return _shaped(output, ray_bundle.ray_shape)
 
     def _trace(self, rays: RayBundle, field: BoundField, training: bool) -> SurfaceHits:
+        bare = replace(rays, background=None)
+
         def distance(rows: Int[Tensor, "M"], t: Float[Tensor, "M S"]) -> Float[Tensor, "M S"]:
-            return field(rays[rows].with_lengths(t[None])).extras[SDF][0, ..., 0]
+            return field(bare[rows].with_lengths(t[None])).extras[SDF][0, ..., 0]
 
         assert self.spec.scene_radius is not None
         radius, origins, directions = self.spec.scene_radius, rays.origins[0], rays.directions[0]

@@ -201,3 +201,10 @@ def test_counts_that_make_no_sense_are_refused(options: dict, line: str) -> None
 def test_the_total_goes_with_the_default_count_of_each_image_or_none() -> None:
     for per_image in (1024, None):
         AdaptiveRaySampler(n_rays_total_training=8, n_rays_per_image_sampled_from_mask=per_image)
+
+
+def test_what_a_renderer_is_told_of_the_scene() -> None:
+    around = AdaptiveRaySampler(scene_extent=2.0, scene_center=(1.0, 2.0, 3.0))
+    assert (around.scene_radius, around.sphere_center) == (2.0, (1.0, 2.0, 3.0))
+    between = NearFarRaySampler()
+    assert (between.scene_radius, between.sphere_center) == (None, (0.0, 0.0, 0.0))

@@ -21,6 +21,7 @@ from nerf_trainer.rays.samplers import AdaptiveRaySampler
 from nerf_trainer.renderers.base import EvaluationMode, RendererOutput, RendererSpec
 from nerf_trainer.renderers.chunking import render_in_chunks
 from nerf_trainer.renderers.sdf import ColoringMode, RayNormalColoringNetwork, SignedDistanceFunctionRenderer
+from nerf_trainer.renderers.sphere_tracing import RayTracing
 from tests.scene_kit import BallField, orbit
 
 TRAINING, EVALUATION = EvaluationMode.TRAINING, EvaluationMode.EVALUATION
@@ -245,9 +246,10 @@ def test_options_are_checked(options, message: str) -> None:
 def model(loss_weights: dict[str, float], **field: object) -> OverfitModel:
     torch.manual_seed(0)
     return OverfitModel(
-        raysampler=AdaptiveRaySampler(scene_extent=EXTENT, n_rays_per_image_sampled_from_mask=64),
+        raysampler=AdaptiveRaySampler(scene_extent=EXTENT, n_rays_per_image_sampled_from_mask=32),
         renderer=Factory.of(
             SignedDistanceFunctionRenderer,
+            ray_tracer=RayTracing(n_steps=32, sphere_tracing_iters=5, n_secant_steps=4),
             ray_normal_coloring_network=Factory.of(RayNormalColoringNetwork, dims=(32, 32)),
         ),
         implicit_function=Factory.of(IdrFeatureField, dims=(64, 64), **field),
@@ -256,7 +258,7 @@ def model(loss_weights: dict[str, float], **field: object) -> OverfitModel:
     )
 
 
-def sphere_views(radius: float, n_views: int = 6, size: int = 24) -> FrameData:
+def sphere_views(radius: float, n_views: int = 6, size: int = 48) -> FrameData:
     """Views of a sphere on black; its colour is its normal's, in [0, 1]."""
     cameras = orbit(n_views, size=size)
     rays = AdaptiveRaySampler(scene_extent=EXTENT).grid(cameras, (size, size), with_lengths=False)
@@ -285,12 +287,12 @@ def test_only_the_eikonal_loss_lengthens_gradients() -> None:
 
 @pytest.mark.slow
 def test_training_recovers_a_spheres_radius() -> None:
-    """From 0.5 to 1.1 in 300 steps, to 1 % on average over rays; colours follow."""
-    weights = {"loss_rgb_mse": 1.0, "loss_mask_bce": 1.0, "loss_eikonal": 0.1}
+    """From 0.5 to 1.1 in 200 steps: to 1 % on average over rays, to 2.5 % for most of them; colours follow."""
+    weights = {"loss_rgb_mse": 1.0, "loss_mask_bce": 3.0, "loss_eikonal": 1.0}
     module, frames = model(weights, bias=0.5), sphere_views(1.1)
-    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1 ** (1 / 300))
-    for _ in range(300):
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.03 ** (1 / 200))
+    for _ in range(200):
         objective = module(frames).objective
         assert objective is not None
         optimizer.zero_grad()
@@ -305,5 +307,6 @@ def test_training_recovers_a_spheres_radius() -> None:
     assert points is not None and hit.any()
     radii = points[hit].norm(dim=-1)
     assert radii.mean().item() == pytest.approx(1.1, rel=0.01)
+    assert radii.std() < 0.0275
     assert predictions.metrics["loss_mask_neg_iou"] < 0.05
     assert predictions.metrics["loss_rgb_psnr"] > 22.0
