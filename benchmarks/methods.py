@@ -25,6 +25,7 @@ import yaml
 
 from benchmarks.record import RECORDS, passport, write
 from benchmarks.saved_views import SavedViews
+from nerf_trainer.training.run_config import FILE_NAME
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,14 @@ class Method:
     """What it is trained and evaluated in."""
     overrides: tuple[str, ...] = ()
     """Further words for nerf_runner."""
+    is_trained: bool = True
+    """Whether its model has parameters; one without is evaluated as it is."""
 
 
 METHODS: dict[str, tuple[Method, ...]] = {
     "solids": (
         Method("solids_base"),
+        Method("solids_dbir", precision="fp32", is_trained=False),
         Method("solids_nerf_wce"),
         Method("solids_nerformer"),
         Method("solids_nerf_ad"),
@@ -131,13 +135,18 @@ def speed(metrics: Path) -> dict[str, Any]:
 
 def measure(method: Method, options: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
     """Train one recipe and say what it took and reached."""
-    folder = options.runs / method.config
-    shorter = shortened(composed(method, environment), options.scale, options.dry_run)
+    folder, config = options.runs / method.config, composed(method, environment)
+    shorter = shortened(config, options.scale, options.dry_run) if method.is_trained else []
     words = ["--config-name", method.config, f"precision={method.precision}", *method.overrides, *shorter]
-    command = [sys.executable, "-m", "nerf_trainer.experiment", *words, f"exp_dir={folder}", "on_conflict=new"]
-    began = time.perf_counter()
-    subprocess.run([*command, "test_when_finished=false"], check=True, env=environment)
-    seconds = round(time.perf_counter() - began, 1)
+    seconds = {}
+    if method.is_trained:
+        command = [sys.executable, "-m", "nerf_trainer.experiment", *words, f"exp_dir={folder}", "on_conflict=new"]
+        began = time.perf_counter()
+        subprocess.run([*command, "test_when_finished=false"], check=True, env=environment)
+        seconds["train"] = round(time.perf_counter() - began, 1)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE_NAME).write_text(yaml.safe_dump(config | {"precision": method.precision}))
     views = SavedViews(folder, DRY_STEPS if options.dry_run else 0)
     looks = views.has_source_views
     began = time.perf_counter()
@@ -145,11 +154,11 @@ def measure(method: Method, options: argparse.Namespace, environment: dict[str, 
         **passport(options.commit),
         "command": " ".join(["nerf_runner", *words]),
         "parameters": views.n_parameters,
-        "wall_seconds": {"train": seconds},
-        **speed(folder / "metrics.jsonl"),
+        "wall_seconds": seconds,
+        **(speed(folder / "metrics.jsonl") if method.is_trained else {}),
         "test": views.scores(),
     }
-    entry["wall_seconds"]["evaluate"] = round(time.perf_counter() - began, 1)
+    seconds["evaluate"] = round(time.perf_counter() - began, 1)
     if looks:
         entry["test_with_source_views_of_another_scene"] = views.scores(shuffled=True)
     if options.pictures is not None:

@@ -72,7 +72,8 @@ def _image_shape(frames: FrameData) -> torch.Size | None:
 
 
 def with_images_of(frames: FrameData, donor: FrameData) -> FrameData:
-    """The batch with the colours and masks of the donor's source views; its first frame, the target, is its own."""
+    """The batch with the colours, masks and depth of the donor's source views; its first frame, the target, is its
+    own."""
 
     def swapped(own: Tensor | None, other: Tensor | None) -> Tensor | None:
         return None if own is None or other is None else torch.cat([own[:1], other[1:]])
@@ -81,6 +82,8 @@ def with_images_of(frames: FrameData, donor: FrameData) -> FrameData:
         frames,
         image_rgb=swapped(frames.image_rgb, donor.image_rgb),
         fg_probability=swapped(frames.fg_probability, donor.fg_probability),
+        depth_map=swapped(frames.depth_map, donor.depth_map),
+        depth_mask=swapped(frames.depth_mask, donor.depth_mask),
     )
 
 

@@ -24,6 +24,7 @@ def test_sources_show_another_scene_from_the_same_cameras(solids):
         donor = own[(i + 1) % 3]  # one test view a scene: the next batch is of another
         assert torch.equal(b.image_rgb[1:], donor.image_rgb[1:])
         assert torch.equal(b.fg_probability[1:], donor.fg_probability[1:])
+        assert torch.equal(b.depth_map[1:], donor.depth_map[1:]) and torch.equal(a.depth_map[0], b.depth_map[0])
         assert not torch.equal(a.image_rgb[1:], b.image_rgb[1:])
     assert [f.sequence_name for f in ShuffledSources(loader).steps(0, start=2)] == [own[2].sequence_name]
 
