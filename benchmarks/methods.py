@@ -40,17 +40,31 @@ class Method:
     """Further words for nerf_runner."""
     is_trained: bool = True
     """Whether its model has parameters; one without is evaluated as it is."""
+    control: str | None = None
+    """What a run that another is compared with leaves out; part of its name."""
+
+    @property
+    def name(self) -> str:
+        """What the run is called: the recipe, and what it leaves out."""
+        return self.config if self.control is None else f"{self.config}-{self.control}"
+
+
+MODEL = "model_factory_ImplicitronModelFactory_args.model_GenericModel_args"
+SCENES = "data_source_ImplicitronDataSource_args.dataset_map_provider_MultiSceneDatasetMapProvider_args"
+KNOWN_SCENES = (f"{SCENES}.evaluate=KNOWN_SCENES", f"{SCENES}.n_known_frames_for_test=null")
 
 
 METHODS: dict[str, tuple[Method, ...]] = {
     "solids": (
         Method("solids_base"),
+        Method("solids_base", overrides=KNOWN_SCENES, control="known_scenes"),
         Method("solids_dbir", precision="fp32", is_trained=False),
         Method("solids_nerf_wce"),
         Method("solids_nerformer"),
         Method("solids_nerf_ad"),
         Method("solids_srn_ad_hypernet", precision="tf32"),
         Method("moving_nerf_time"),
+        Method("moving_nerf_time", overrides=(f"{MODEL}.global_encoder_class_type=null",), control="without_time"),
     ),
     "quickstart": (
         Method("quickstart_nerf"),
@@ -58,7 +72,7 @@ METHODS: dict[str, tuple[Method, ...]] = {
         Method("quickstart_cp"),
         Method("quickstart_vm"),
         Method("quickstart_srn", precision="tf32"),
-        Method("quickstart_idr", precision="tf32"),
+        Method("quickstart_idr", precision="fp32"),
     ),
 }
 """What is run for each scene, in this order."""
@@ -135,7 +149,7 @@ def speed(metrics: Path) -> dict[str, Any]:
 
 def measure(method: Method, options: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
     """Train one recipe and say what it took and reached."""
-    folder, config = options.runs / method.config, composed(method, environment)
+    folder, config = options.runs / method.name, composed(method, environment)
     shorter = shortened(config, options.scale, options.dry_run) if method.is_trained else []
     words = ["--config-name", method.config, f"precision={method.precision}", *method.overrides, *shorter]
     seconds = {}
@@ -155,6 +169,7 @@ def measure(method: Method, options: argparse.Namespace, environment: dict[str, 
         "command": " ".join(["nerf_runner", *words]),
         "parameters": views.n_parameters,
         "wall_seconds": seconds,
+        "trained_beside": options.beside,
         **(speed(folder / "metrics.jsonl") if method.is_trained else {}),
         "test": views.scores(),
     }
@@ -162,8 +177,8 @@ def measure(method: Method, options: argparse.Namespace, environment: dict[str, 
     if looks:
         entry["test_with_source_views_of_another_scene"] = views.scores(shuffled=True)
     if options.pictures is not None:
-        views.draw(options.pictures / f"{method.config}.png", shuffled=looks)
-        entry["picture"] = f"{method.config}.png"
+        views.draw(options.pictures / f"{method.name}.png", shuffled=looks)
+        entry["picture"] = f"{method.name}.png"
     return entry
 
 
@@ -184,10 +199,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=RECORDS, help="folder of the record")
     parser.add_argument("--pictures", type=Path, default=None, help="folder for a picture of each method")
+    parser.add_argument("--beside", type=int, default=0, help="how many others train on the same GPU: times say less")
     parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
     options = parser.parse_args()
-    wanted = [m for m in METHODS[options.scene] if options.only is None or m.config in options.only]
-    unknown = set(options.only or ()) - {m.config for m in wanted}
+    wanted = [m for m in METHODS[options.scene] if options.only is None or m.name in options.only]
+    unknown = set(options.only or ()) - {m.name for m in wanted}
     if unknown:
         parser.error(f"--only: {', '.join(sorted(unknown))}: not among the recipes of {options.scene}")
     environment = environment_of(options)
@@ -197,12 +213,12 @@ def main() -> None:
     failed = []
     for method in wanted:
         try:
-            methods[method.config] = measure(method, options, environment)
+            methods[method.name] = measure(method, options, environment)
         except subprocess.CalledProcessError as error:
-            failed.append(f"{method.config} (exit code {error.returncode})")
+            failed.append(f"{method.name} (exit code {error.returncode})")
             continue
-        test = methods[method.config]["test"]
-        print(f"{method.config}: PSNR {test['psnr_full_image']}, IoU {test.get('iou')}", flush=True)
+        test = methods[method.name]["test"]
+        print(f"{method.name}: PSNR {test['psnr_full_image']}, IoU {test.get('iou')}", flush=True)
         write(name, {"benchmark": "methods", "scene": options.scene, "methods": methods}, options.out)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
