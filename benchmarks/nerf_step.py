@@ -20,7 +20,7 @@ from nerf_trainer.config import Factory
 from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
 from nerf_trainer.frames import FrameData, PixelStore
 from nerf_trainer.models.overfit import OverfitModel
-from nerf_trainer.models.ray_model import Background
+from nerf_trainer.models.photographs import Background
 from nerf_trainer.randomness import seed_streams
 from nerf_trainer.rays.samplers import NearFarRaySampler
 from nerf_trainer.renderers.multipass import MultiPassEmissionAbsorptionRenderer

@@ -36,7 +36,6 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/gpu/test_training_step.py": "the training step on a device, whole",
     "tests/test_experiment_cli.py": "nerf_runner as it is typed",
     "tests/test_component_matrix.py": "every field under every renderer",
-    "tests/test_growing_grids.py": "grids that grow and shrink in a training",
     "tests/test_golden.py": "every option of every component",
     "tests/test_model_options.py": "every option of every model",
     "tests/test_recipes.py": "the recipes, with all that they choose",

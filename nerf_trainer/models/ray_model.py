@@ -3,13 +3,11 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
-from enum import Enum
 from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from nerf_trainer.conditioning.global_encoders import GlobalEncoderBase
 from nerf_trainer.config import Factory, choice
@@ -20,7 +18,9 @@ from nerf_trainer.losses.regularization import RegularizationMetricsBase
 from nerf_trainer.losses.view_metrics import ViewMetricsBase
 from nerf_trainer.losses.weights import check_loss_weights, idle_weights, weigh
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
+from nerf_trainer.models.photographs import Background, at_rays
 from nerf_trainer.models.rasterization import rasterize_rays
+from nerf_trainer.models.ray_defaults import DEFAULT_LOG_VARS, TRAINER_LOG_VARS, default_loss_weights
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.samplers import RaySamplerBase, RenderSamplingMode
@@ -29,48 +29,6 @@ from nerf_trainer.renderers.chunking import render_in_chunks
 
 N_COLORS = 3
 """Channels of photographs, and of what is rendered to be compared with them."""
-
-
-class Background(Enum):
-    """What renderings and photographs are composited on."""
-
-    RAYMARCHER = "raymarcher"
-    """Renderings on the raymarcher's own `bg_color`; masked photographs on the model's."""
-    COLOR = "color"
-    """Both on the model's `bg_color`."""
-    RANDOM = "random"
-    """Both on a colour drawn for each ray while training, which keeps haze from posing as background; on `bg_color` in
-    evaluation."""
-
-
-TRAINER_LOG_VARS = ("objective", "epoch", "sec/it")
-"""Names that the training loop adds to a model's metrics."""
-
-DEFAULT_LOG_VARS = (
-    "loss_rgb_psnr_fg",
-    "loss_rgb_psnr",
-    "loss_rgb_mse",
-    "loss_rgb_huber",
-    "loss_depth_abs",
-    "loss_depth_abs_fg",
-    "loss_mask_neg_iou",
-    "loss_mask_bce",
-    "loss_mask_beta_prior",
-    "loss_eikonal",
-    "loss_density_tv",
-    "loss_depth_neg_penalty",
-    "loss_autodecoder_norm",
-    "loss_prev_stage_rgb_mse",
-    "loss_prev_stage_rgb_psnr_fg",
-    "loss_prev_stage_rgb_psnr",
-    "loss_prev_stage_mask_bce",
-    *TRAINER_LOG_VARS,
-)
-
-
-def default_loss_weights() -> dict[str, float]:
-    """The reference's weights: colour in both passes."""
-    return {"loss_rgb_mse": 1.0, "loss_prev_stage_rgb_mse": 1.0, "loss_mask_bce": 0.0, "loss_prev_stage_mask_bce": 0.0}
 
 
 class RayModel(ImplicitronModelBase):
@@ -210,10 +168,12 @@ class RayModel(ImplicitronModelBase):
         """
         views = self._target_views(frames)
         rays = self._with_background(self._rays(views))
+        targets = self.targets(views, rays)
+        if self.training:
+            rays = replace(rays, fg_probability=targets.fg_probability)
         inputs = self.inputs(views, frames)
         fields = [BoundField(f, inputs) for f in self.passes()]
         rendered = self._render(rays, fields)
-        targets = self.targets(views, rays)
         wanted = self._wanted if self.training else None
         metrics = self.view_metrics(
             rendered,
@@ -253,9 +213,9 @@ class RayModel(ImplicitronModelBase):
         if frames.pixels is not None and self.training:
             rgb, alpha = frames.pixels.gather(rays.camera_index, rays.xy)
             return Targets(rgb=self._composite(rgb, alpha, rays), fg_probability=alpha)
-        alpha = _at_rays(frames.fg_probability, rays)
-        rgb, mask_crop = _at_rays(frames.image_rgb, rays), _at_rays(frames.mask_crop, rays)
-        depth = _at_rays(frames.depth_map, rays, "nearest")
+        alpha = at_rays(frames.fg_probability, rays)
+        rgb, mask_crop = at_rays(frames.image_rgb, rays), at_rays(frames.mask_crop, rays)
+        depth = at_rays(frames.depth_map, rays, "nearest")
         if depth is not None:
             along_axis = (rays.directions * frames.cameras.forward_axes[rays.camera_index]).sum(-1, keepdim=True)
             depth = depth / along_axis
@@ -380,20 +340,3 @@ class RayModel(ImplicitronModelBase):
     @property
     def capturable(self) -> bool:
         return self._renderer.capturable and all(field.capturable for field in self.passes())
-
-
-def _at_rays(
-    image: Float[Tensor, "B C H W"] | None, rays: RayBundle, mode: str = "bilinear"
-) -> Float[Tensor, "*rays C"] | None:
-    """An image batch at the rays' pixels, exact at pixel centres; the rays' groups are views or one for all."""
-    if image is None:
-        return None
-    height, width = image.shape[-2:]
-    if rays.ray_shape == (image.shape[0], height, width):
-        return image.permute(0, 2, 3, 1)
-    if rays.ray_shape[0] != image.shape[0] or rays.near.ndim == 2:
-        x, y = rays.xy.long().unbind(-1)
-        return image.permute(0, 2, 3, 1)[rays.camera_index, y, x]
-    grid = 2.0 * rays.xy / torch.tensor([width, height], device=rays.xy.device, dtype=rays.xy.dtype) - 1.0
-    sampled = grid_sample(image, grid, mode=mode, padding_mode="border", align_corners=False)
-    return sampled.permute(0, 2, 3, 1)

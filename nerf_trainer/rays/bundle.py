@@ -39,6 +39,10 @@ class RayBundle:
     background: Float[Tensor, "*rays C"] | None = None
     """What lies behind the scene; None leaves it to the renderer's own setting."""
 
+    fg_probability: Float[Tensor, "*rays 1"] | None = None
+    """Foreground probability of the photographs, in [0, 1], while training and where it is known: for renderers whose
+    gradient depends on it."""
+
     @property
     def ray_shape(self) -> torch.Size:
         """The shape `*rays`."""

@@ -9,7 +9,7 @@ from nerf_trainer.fields.voxel import VoxelGridImplicitFunction
 from nerf_trainer.fields.voxel_grids import FullResolutionVoxelGrid, VoxelGridModule
 from nerf_trainer.frames import FrameData, PixelStore
 from nerf_trainer.models.overfit import OverfitModel
-from nerf_trainer.models.ray_model import Background
+from nerf_trainer.models.photographs import Background
 from nerf_trainer.randomness import seed_streams
 from nerf_trainer.rays.samplers import NearFarRaySampler
 from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory

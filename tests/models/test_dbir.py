@@ -24,7 +24,7 @@ from nerf_trainer.experiment import Experiment
 from nerf_trainer.frames import FrameData
 from nerf_trainer.losses.functions import mse, psnr
 from nerf_trainer.models.dbir import ModelDBIR, _cosines, _resized
-from nerf_trainer.models.ray_model import _at_rays
+from nerf_trainer.models.photographs import at_rays
 from nerf_trainer.rays.samplers import NearFarRaySampler
 from nerf_trainer.training.loop import ImplicitronTrainingLoop
 from nerf_trainer.training.model_factory import ImplicitronModelFactory
@@ -143,7 +143,7 @@ def test_other_sizes(size_hw: tuple[int, int]) -> None:
         (frames.depth_map, "nearest", "nearest-exact"),
     ):
         assert image is not None
-        differ = (_resized(image[:1], size_hw, ours) - _at_rays(image[:1], rays, mode)).abs() > 1e-5
+        differ = (_resized(image[:1], size_hw, ours) - at_rays(image[:1], rays, mode)).abs() > 1e-5
         assert differ.float().mean() < 0.04, "but for the nearest of two pixels that are equally near"
     cosines = (rays.directions * frames.cameras.forward_axes[0]).sum(dim=-1, keepdim=True)
     torch.testing.assert_close(_cosines(frames.cameras[:1], size_hw), cosines)

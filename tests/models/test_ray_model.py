@@ -13,7 +13,8 @@ from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
 from nerf_trainer.frames import FrameContents, FrameData, PixelStore
 from nerf_trainer.models.generic import GenericModel
 from nerf_trainer.models.overfit import OverfitModel
-from nerf_trainer.models.ray_model import Background, RayModel
+from nerf_trainer.models.photographs import Background
+from nerf_trainer.models.ray_model import RayModel
 from nerf_trainer.randomness import seed_streams
 from nerf_trainer.rays.samplers import NearFarRaySampler, RenderSamplingMode
 from nerf_trainer.renderers.multipass import MultiPassEmissionAbsorptionRenderer
