@@ -148,6 +148,24 @@ class Runtime:
         torch.distributed.all_reduce(total)
         return total
 
+    def agree_on_buffers(self, model: nn.Module) -> None:
+        """Give every rank the first rank's buffers of `model`; all ranks call it before they evaluate or save.
+
+        A training forward may change buffers by the views that it sees, as batch normalisation does, and each rank sees
+        others. The first rank's are what `wrap` begins every step from and what checkpoints hold. They aren't averaged,
+        for then training would go on differently after an evaluation than without one.
+        """
+        if self.world_size == 1:
+            return
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            kinds.setdefault(buffer.dtype, []).append(buffer.detach())
+        for buffers in kinds.values():
+            joined = torch.cat([buffer.flatten() for buffer in buffers])
+            torch.distributed.broadcast(joined, src=0)
+            for buffer, first in zip(buffers, joined.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(first.view_as(buffer))
+
     def gather_objects(self, items: list[Any]) -> list[Any]:
         """The items of all ranks, in the order of the ranks."""
         if self.world_size == 1:

@@ -166,6 +166,7 @@ class Session:
             StorageError: the disk refused three times in a row.
         """
         run = self.run
+        run.runtime.agree_on_buffers(self.model)
         try:
             path = run.store.save(
                 self.model,

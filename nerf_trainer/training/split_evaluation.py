@@ -83,6 +83,7 @@ class SplitEvaluation:
         if self._val is None:
             return
         run, sums = self._run, MetricSums(self._run.runtime.device)
+        run.runtime.agree_on_buffers(model)
         model.eval()
         with torch.no_grad():
             for i, frames in enumerate(self._val.steps(epoch)):
@@ -100,6 +101,7 @@ class SplitEvaluation:
         if self._test is None:
             return
         run, runtime = self._run, self._run.runtime
+        runtime.agree_on_buffers(model)
         context = EvaluationContext(
             run.exp_dir, epoch, step, runtime.autocast, runtime.gather_objects, runtime.is_main, run.display.line
         )

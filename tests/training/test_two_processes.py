@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.metrics_log import read_rows
+from tests.training.rank_run import N_STEPS, train_a_rank
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCENE = REPOSITORY / "scenes" / "quickstart"
@@ -108,3 +110,24 @@ def test_two_processes_train_validate_upsample_save_and_resume(scene: Path, tmp_
     assert said.count("resumes from step 6") == 1
     latest = CheckpointStore(tmp_path / "run").latest()
     assert latest is not None and latest.state.step == 9
+
+
+def test_processes_test_and_save_with_the_running_statistics_of_the_first(tmp_path: Path) -> None:
+    """Batch normalisation keeps means of what it saw, and each process sees other views."""
+    torch.multiprocessing.spawn(train_a_rank, args=(str(tmp_path),), nprocs=2)
+    saved = {
+        step: load_file(tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+        for step in (N_STEPS, N_STEPS + 1)
+    }
+    statistic = "image_feature_extractor._trunk.layer1.0.bn1.running_mean"
+    assert not torch.equal(saved[N_STEPS][statistic], saved[N_STEPS + 1][statistic]), "each step changes them"
+    one, *others = (
+        load_file(tmp_path / place / f"tested-{N_STEPS}-{rank}") for place in (".", "again") for rank in range(2)
+    )
+    assert one["picture"].std() > 0
+    assert all(torch.equal(one[name], other[name]) for other in others for name in one)
+    for step, weights in saved.items():
+        for rank in range(2):
+            held = load_file(tmp_path / f"saved-{step}-{rank}")
+            assert statistic in held
+            assert all(torch.equal(value, weights[name]) for name, value in held.items()), (step, rank)
