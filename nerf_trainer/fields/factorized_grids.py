@@ -16,6 +16,7 @@ from nerf_trainer.config import registry
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.voxel_grids import Box, VoxelGridBase
 from nerf_trainer.ops.grid_sample import grid_total_variation, interpolate_grid, resample_grid
+from nerf_trainer.ops.precision import full_float32
 
 LINE_WEIGHT = 0.1
 """Weight of lines beside planes in the total variation, which is their ratio in the loss of Chen et al. 2022."""
@@ -172,7 +173,7 @@ def _features(components: Float[Tensor, "M R"], values: Mapping[str, Tensor]) ->
     """Features of components; in the values' own precision, since a density may be the sum of large products."""
     if _BASIS not in values:
         return components.sum(dim=-1, keepdim=True)
-    with torch.autocast(components.device.type, enabled=False):
+    with full_float32(components.device.type):
         return components @ values[_BASIS]
 
 

@@ -13,6 +13,7 @@ from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.base import FieldInputs, FieldOutputs, conditioned
 from nerf_trainer.fields.sdf import SDF, SignedDistanceField
 from nerf_trainer.networks.encodings import HarmonicEmbedding
+from nerf_trainer.ops.precision import full_float32
 from nerf_trainer.rays.bundle import RayBundle
 
 N_COORDINATES = 3
@@ -27,8 +28,8 @@ class IdrFeatureField(SignedDistanceField):
     """An MLP that gives a signed distance and a feature vector as wide as the rendered features (Yariv et al. 2020,
     section 3.2).
 
-    Distances need more digits than bfloat16 has (a surface is looked for to within 5e-5), so that the whole network
-    computes in float32 under autocast.
+    Distances need more digits than bfloat16 or TF32 have (a surface is looked for to within 5e-5), so that the whole
+    network computes in float32 under autocast, and with TF32 allowed too.
     """
 
     d_in: int = 3
@@ -48,7 +49,7 @@ class IdrFeatureField(SignedDistanceField):
     n_harmonic_functions_xyz: int = 0
     """Frequencies of the position's encoding, which the position itself is part of."""
     pooled_feature_dim: int = 0
-    """Read for the sake of old configurations; pooled features are as wide as the model pools them."""
+    """Read for the sake of old configurations; there are no pooled features."""
 
     def __post_init__(self) -> None:
         self._check_options()
@@ -76,10 +77,11 @@ class IdrFeatureField(SignedDistanceField):
             )
         if self.geometric_init and self.bias <= 0.0:
             raise ConfigError(f"bias: {self.bias}; expected a radius above 0, or geometric_init: false")
-        if self.spec.pooled_per_view:
+        if self.spec.pooled_dim > 0:
             raise ConfigError(
-                f"feature_aggregator_class_type keeps source views apart, which {type(self).__name__} can't reduce;"
-                " expected one that reduces them, such as AngleWeightedReductionFeatureAggregator"
+                f"view_pooler_enabled: true, which {type(self).__name__} can't be conditioned on: the gradients of its"
+                " normals need second derivatives, which images sampled at points don't have; expected"
+                " view_pooler_enabled: false, with a global_encoder_class_type to tell sequences apart"
             )
 
     def _drawn_layers(self) -> list[nn.Linear]:
@@ -98,7 +100,7 @@ class IdrFeatureField(SignedDistanceField):
         """Weights with which the network is about |x| - bias (Atzmon and Lipman 2020, theorem 1).
 
         Hidden layers are drawn from N(0, 2 / width): with ReLUs their output is as long as x. The last layer takes the
-        mean of its inputs, scaled. Whatever is no coordinate (harmonics, pooled features, codes) begins with weight 0.
+        mean of its inputs, scaled. Whatever is no coordinate (harmonics, codes) begins with weight 0.
 
         The theorem is about infinitely wide layers of ReLUs: with softplus and real widths the radius is some 10 to
         30 % off, or there is no surface at all where it is small. Last, the distance's scale and offset are therefore
@@ -126,14 +128,14 @@ class IdrFeatureField(SignedDistanceField):
         last.bias[0] = -scale * (at_radius - last.bias[0])
 
     def _mean_distance(self, points: Float[Tensor, "M 3"]) -> Float[Tensor, ""]:
-        """Mean signed distance at points, with neither pooled features nor a code."""
+        """Mean signed distance at points, without a code."""
         embedded = torch.nn.functional.pad(self.encode_position(points), (0, self.spec.conditioning_dim))
         return self._network(embedded)[:, 0].mean()
 
     def forward(self, ray_bundle: RayBundle, inputs: FieldInputs) -> FieldOutputs:
         """The extra `sdf` is the signed distance, `densities` its negative, `features` the feature vector."""
         points = ray_bundle.points
-        with torch.autocast(points.device.type, enabled=False):
+        with full_float32(points.device.type):
             embedded = conditioned(self.encode_position(points.float()), ray_bundle, inputs).float()
             outputs = self._network(embedded)
         distance = outputs[..., :1]

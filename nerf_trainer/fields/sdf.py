@@ -11,7 +11,7 @@ class SignedDistanceField(ImplicitFunctionBase):
 
     Its forward gives the distance as the extra `sdf` and, so that the densities are positive inside, their negative as
     `densities`; these are no densities that can be composited. `features` are whatever a renderer makes colours of.
-    Distances are in float32 under autocast too.
+    Distances are in full float32 under autocast and with TF32 allowed too.
     """
 
     @property

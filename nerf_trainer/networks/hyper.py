@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nerf_trainer.networks.mlp import NormedMLP
+from nerf_trainer.ops.precision import full_float32
 
 LAST_LAYER_SCALE = 0.1
 """Shrinks the last layer of a hyper network at first, so that the generated weights begin near those of its bias."""
@@ -65,9 +66,9 @@ class HyperMLP(nn.Module):
         )
 
     def forward(self, codes: Float[Tensor, "G C"]) -> GeneratedMLP:
-        """The networks of the codes, in float32 under autocast too: what they generate are parameters."""
+        """The networks of the codes, in float32 under autocast and with TF32 too: what they generate are parameters."""
         weights, biases = [], []
-        with torch.autocast(codes.device.type, enabled=False):
+        with full_float32(codes.device.type):
             for (n_in, n_out), generator in zip(self._sizes, self.generators, strict=True):
                 weight, bias = generator(codes.float()).split([n_in * n_out, n_out], dim=-1)
                 weights.append(weight.reshape(-1, n_out, n_in))

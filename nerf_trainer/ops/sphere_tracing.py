@@ -112,14 +112,19 @@ def _stepped(
     n_line_steps: int,
 ) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"]]:
     """t and f after a step of f along each way, shortened where it lands inside."""
-    t_new = t + sign * f
+    step = sign * f
+    t_new = t + step
     f_new = distance(rows, t_new[:, None])[:, 0]
-    for k in range(n_line_steps):
-        inside = (f_new < 0.0).nonzero()[:, 0]
-        if inside.shape[0] == 0:
-            break
-        t_new[inside] -= sign[inside] * f[inside] * ((1.0 - line_search_step) / 2**k)
-        f_new[inside] = distance(rows[inside], t_new[inside, None])[:, 0]
+    inside = (f_new < 0.0).nonzero()[:, 0] if n_line_steps > 0 else rows[:0]
+    if inside.shape[0] > 0:
+        # All corrections at once, of which the first that is outside counts, or the last: one call for all of them.
+        halves = 0.5 ** torch.arange(n_line_steps, device=t.device, dtype=t.dtype)
+        tries = t_new[inside, None] - step[inside, None] * ((1.0 - line_search_step) * halves.cumsum(dim=0))
+        f_tries = distance(rows[inside], tries)
+        outside = f_tries >= 0.0
+        outside[:, -1] = True
+        chosen = outside.int().argmax(dim=-1, keepdim=True)
+        t_new[inside], f_new[inside] = tries.gather(-1, chosen)[:, 0], f_tries.gather(-1, chosen)[:, 0]
     return t_new, f_new
 
 

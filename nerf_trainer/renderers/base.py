@@ -14,6 +14,9 @@ from nerf_trainer.config import ReplaceableBase, runtime
 from nerf_trainer.fields.base import BoundField, ImplicitFunctionBase
 from nerf_trainer.rays.bundle import RayBundle
 
+SDF_GRADIENTS = "gradients"
+"""Name among a render's extras of the gradients (*points 3) of a signed distance at points of the renderer's choice."""
+
 
 class EvaluationMode(Enum):
     """Whether a renderer draws random samples and noise (training) or is deterministic (evaluation)."""
@@ -85,7 +88,7 @@ class BaseRenderer(ReplaceableBase, torch.nn.Module):
 
     @property
     def gives_gradients(self) -> bool:
-        """Whether a training render has the gradients of a signed distance in its extras, under `gradients`."""
+        """Whether a training render has the gradients of a signed distance in its extras, under `SDF_GRADIENTS`."""
         return False
 
     @property

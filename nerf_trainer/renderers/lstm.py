@@ -10,6 +10,7 @@ from nerf_trainer.config import registry
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.base import BoundField, FieldInputs, ImplicitFunctionBase, MarchedField
 from nerf_trainer.ops.gradients import clamp_gradient
+from nerf_trainer.ops.precision import full_float32
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.renderers.base import BaseRenderer, EvaluationMode, RendererOutput
@@ -106,12 +107,12 @@ class LSTMRenderer(BaseRenderer):
     def _march(
         self, field: MarchedField, inputs: FieldInputs, ray_bundle: RayBundle, lengths: Float[Tensor, "*rays 1"]
     ) -> tuple[Float[Tensor, "*rays 1"], Float[Tensor, "*rays 1 F"]]:
-        """Where the marches end, and the features there. Steps are made in float32, under autocast too."""
+        """Where the marches end, and the features there. Steps are made in float32, autocast or TF32 or not."""
         features_at = field.marching(ray_bundle, inputs)
         features = features_at(ray_bundle.with_lengths(lengths))
         state: tuple[Tensor, Tensor] | None = None
         for _ in range(self.num_raymarch_steps):
-            with torch.autocast(lengths.device.type, enabled=False):
+            with full_float32(lengths.device.type):
                 hidden, memory = self._cell(features.float().reshape(-1, self.n_feature_channels), state)
                 # The memory's gradient comes through the hidden states, which bounds it with theirs.
                 state = (clamp_gradient(hidden, GRADIENT_LIMIT), memory)

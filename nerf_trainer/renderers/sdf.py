@@ -6,24 +6,25 @@ from enum import Enum
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils import parametrizations, parametrize
 
 from nerf_trainer.config import Configurable, Factory, nested, registry, runtime
 from nerf_trainer.errors import ConfigError
-from nerf_trainer.fields.base import BoundField, ImplicitFunctionBase
+from nerf_trainer.fields.base import BoundField, FieldOutputs, ImplicitFunctionBase
 from nerf_trainer.fields.sdf import SDF, SignedDistanceField
 from nerf_trainer.networks.encodings import HarmonicEmbedding
+from nerf_trainer.ops.precision import full_float32
 from nerf_trainer.ops.sphere_tracing import surface_lengths
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import RayBundle
-from nerf_trainer.renderers.base import BaseRenderer, EvaluationMode, RendererOutput
+from nerf_trainer.renderers.base import SDF_GRADIENTS, BaseRenderer, EvaluationMode, RendererOutput
 from nerf_trainer.renderers.sphere_tracing import RayTracing, SurfaceHits
 
-GRADIENTS = "gradients"
-"""Name among the extras of a training render of the signed distance's gradients (1 K 3), for the eikonal loss."""
+OBJECT_THRESHOLD = 0.5
+"""Foreground probability above which a pixel shows the object."""
 
 
 class ColoringMode(Enum):
@@ -110,12 +111,16 @@ class RayNormalColoringNetwork(Configurable, nn.Module):
 class SignedDistanceFunctionRenderer(BaseRenderer):
     """Renders the surface of one signed distance field, one point a ray (IDR; Yariv et al. 2020).
 
-    While training, a surface point has the gradient of equation 3, so that colours move the surface, and the mask is
-    the differentiable sigmoid(-alpha min f) of equation 7 with the least signed distance f of each ray. In evaluation
-    the mask is 1 where a ray meets the surface, and that sigmoid where it misses.
+    While training, a ray that meets the surface where its photograph shows the object has a colour, with the gradient
+    of equation 3, so that colours move the surface, and the mask 1, a constant. Any other ray misses, or should: it
+    shows the background, has depth 0, a zero normal, and its origin as point, and moves the surface by its mask alone,
+    the differentiable sigmoid(-alpha min f) of equation 7 with the least signed distance f of the ray (of the way
+    behind the surface, where it meets one). So colours are learned within silhouettes only (equation 5). Without masks
+    every ray counts as one of the object.
 
-    A ray that misses shows the background, has depth 0, a zero normal, and its origin as point. All is computed in
-    float32, under autocast too.
+    In evaluation, which knows no masks, every ray that meets the surface has a colour and the mask 1.
+
+    All is computed in float32, under autocast and with TF32 too.
     """
 
     ray_normal_coloring_network: Factory[RayNormalColoringNetwork] = nested()
@@ -146,23 +151,25 @@ class SignedDistanceFunctionRenderer(BaseRenderer):
         evaluation_mode: EvaluationMode = EvaluationMode.EVALUATION,
         **kwargs: object,
     ) -> RendererOutput:
-        """Training renders have the gradients of the signed distance in their extras (see `GRADIENTS`)."""
+        """Training renders have the gradients of the signed distance in their extras (see `SDF_GRADIENTS`)."""
         if len(implicit_functions) != 1 or self.spec.scene_radius is None:
             raise ValueError(
                 f"the renderer needs one field and the scene's radius, found {len(implicit_functions)} fields and"
                 f" {self.spec.scene_radius}"
             )
         rays, field = ray_bundle.flatten(), implicit_functions[0]
-        rays = replace(rays, lengths=None, bins=None, radii=None)
         training = evaluation_mode is EvaluationMode.TRAINING
-        with torch.autocast(rays.near.device.type, enabled=False):
-            hits = self._trace(rays, field, training)
-            output = self._render(rays, field, hits, training)
-            if training:
-                output.extras[GRADIENTS] = self._gradients(rays, field, hits)
+        objects = _objects(rays) if training else None
+        rays = replace(rays, lengths=None, bins=None, radii=None, fg_probability=None)
+        with full_float32(rays.near.device.type):
+            hits = self._trace(rays, field, objects)
+            output = (
+                self._evaluated(rays, field, hits) if objects is None else self._trained(rays, field, hits, objects)
+            )
         return _shaped(output, ray_bundle.ray_shape)
 
-    def _trace(self, rays: RayBundle, field: BoundField, training: bool) -> SurfaceHits:
+    def _trace(self, rays: RayBundle, field: BoundField, objects: Bool[Tensor, "n"] | None) -> SurfaceHits:
+        """Where rays meet the surface and, while training, the least signed distance of those without a colour."""
         bare = replace(rays, background=None)
 
         def distance(rows: Int[Tensor, "M"], t: Float[Tensor, "M S"]) -> Float[Tensor, "M S"]:
@@ -172,48 +179,81 @@ class SignedDistanceFunctionRenderer(BaseRenderer):
         radius, origins, directions = self.spec.scene_radius, rays.origins[0], rays.directions[0]
         # The weights stay as they are while rays are traced: those of normalised layers are computed once.
         with torch.no_grad(), parametrize.cached():
-            return self.ray_tracer(distance, origins, directions, self._center, radius, search_lowest=training)
+            return self.ray_tracer(
+                distance, origins, directions, self._center, radius, search_lowest=objects is not None, stops=objects
+            )
 
-    def _render(self, rays: RayBundle, field: BoundField, hits: SurfaceHits, training: bool) -> RendererOutput:
-        """Shade the rays that hit and scatter them among the others; all (1, n, ...)."""
+    def _evaluated(self, rays: RayBundle, field: BoundField, hits: SurfaceHits) -> RendererOutput:
+        lowest = rays.origins + hits.lowest[None, :, None] * rays.directions
+        masks = self._soft_masks(field(rays.at(lowest)).extras[SDF][..., 0])
+        masks = torch.where(hits.hit[None, :, None], 1.0, masks)
         rows = hits.hit.nonzero()[:, 0]
+        return self._shaded(rays, field, rows, hits.lengths[None, rows], masks, training=False)
+
+    def _trained(
+        self, rays: RayBundle, field: BoundField, hits: SurfaceHits, objects: Bool[Tensor, "n"]
+    ) -> RendererOutput:
+        """What losses see; one evaluation of the field serves masks, moving points and the eikonal loss."""
+        shown = hits.hit & objects
+        rows = shown.nonzero()[:, 0]
+        along = torch.where(shown, hits.lengths, hits.lowest)
+        with parametrize.cached():
+            distance, gradients = self._probed(rays, field, along)
+            of_rays = gradients[0, gradients.shape[1] - rays.n_rays :]
+            slope = (of_rays.detach() * rays.directions[0]).sum(dim=-1)
+            lengths = surface_lengths(along[rows], distance[rows], slope[rows])[None]
+            masks = torch.where(shown, 1.0, self._soft_masks(distance))[None, :, None]
+            output = self._shaded(rays, field, rows, lengths, masks, training=True)
+        return replace(output, extras={SDF_GRADIENTS: gradients})
+
+    def _soft_masks(self, distance: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        return torch.sigmoid(-self.soft_mask_alpha * distance)
+
+    def _shaded(
+        self,
+        rays: RayBundle,
+        field: BoundField,
+        rows: Int[Tensor, "M"],
+        lengths: Float[Tensor, "1 M"],
+        masks: Float[Tensor, "1 n 1"],
+        training: bool,
+    ) -> RendererOutput:
+        """Shade the rays `rows` at `lengths` and scatter them among the others; all (1, n, ...)."""
         met = rays[rows]
-        lengths = hits.lengths[None, rows]
-        if training:
-            lengths = _moving_lengths(field, met, lengths)
         points = met.origins + lengths[..., None] * met.directions
-        features, gradients = _with_gradients(field, met, points, training)
+        outputs, gradients = _with_gradients(field, met, points, training)
         normals = normalize(gradients, dim=-1)
-        colors = self._coloring(points, normals, met.view_directions, features)
+        colors = self._coloring(points, normals, met.view_directions, outputs.features[..., 0, :])
         shape = (1, rays.n_rays, self.spec.color_dim)
         behind = (self._background if rays.background is None else rays.background).expand(shape)
         depths = rays.near.new_zeros(1, rays.n_rays).index_copy(1, rows, lengths)[..., None]
-        lowest = rays.origins + hits.lowest[None, :, None] * rays.directions
-        masks = torch.sigmoid(-self.soft_mask_alpha * field(rays.at(lowest)).extras[SDF][..., 0])
         return RendererOutput(
             features=behind.to(colors.dtype).index_copy(1, rows, colors),
             depths=depths,
-            masks=masks if training else torch.where(hits.hit[None, :, None], 1.0, masks),
+            masks=masks,
             normals=torch.zeros_like(rays.origins).index_copy(1, rows, normals),
             points=rays.origins + depths * rays.directions,
         )
 
-    def _gradients(self, rays: RayBundle, field: BoundField, hits: SurfaceHits) -> Float[Tensor, "1 K 3"]:
-        """Gradients of the signed distance, half as many as rays at uniform points of the cube around the bounding
-        sphere, and one for each ray where it meets the surface or comes nearest to it.
+    def _probed(
+        self, rays: RayBundle, field: BoundField, along: Float[Tensor, "n"]
+    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "1 K 3"]]:
+        """The signed distance at one place along each ray, and its gradients for the eikonal loss: half as many as rays
+        at uniform points of the cube around the bounding sphere, then those at the places along the rays.
 
-        The uniform points are seen with the conditioning of every second ray.
+        The uniform points are seen with the conditioning of every second ray. Both can be differentiated by the field's
+        parameters; the places are constants.
         """
         assert self.spec.scene_radius is not None
         n, device = rays.n_rays, rays.near.device
         every_second = torch.arange(0, n - n % 2, 2, device=device)
         uniform = torch.rand(every_second.shape[0], 3, generator=self._eikonal_points.on(device), device=device)
         uniform = self._center + self.spec.scene_radius * (2.0 * uniform - 1.0)
-        lengths = torch.where(hits.hit, hits.lengths, hits.lowest)
-        along = rays.origins[0] + lengths[:, None] * rays.directions[0]
+        at_rays = rays.origins[0] + along[:, None] * rays.directions[0]
         rows = torch.cat([every_second, torch.arange(n, device=device)])
-        points = torch.cat([uniform, along])[None].detach()
-        return _with_gradients(field, rays[rows], points, training=True)[1]
+        points = torch.cat([uniform, at_rays])[None].detach()
+        outputs, gradients = _with_gradients(field, rays[rows], points, training=True)
+        return outputs.extras[SDF][0, every_second.shape[0] :, 0, 0], gradients
 
     def check_fields(self, fields: Sequence[ImplicitFunctionBase]) -> None:
         if len(fields) != 1:
@@ -245,20 +285,17 @@ class SignedDistanceFunctionRenderer(BaseRenderer):
         return self.bg_color
 
 
-def _moving_lengths(field: BoundField, rays: RayBundle, lengths: Float[Tensor, "*rays"]) -> Float[Tensor, "*rays"]:
-    """The lengths with their gradient with respect to the field's parameters, which is the surface's movement."""
-    with torch.enable_grad():
-        points = (rays.origins + lengths[..., None] * rays.directions).requires_grad_()
-        distance = field(rays.at(points)).extras[SDF][..., 0, 0]
-        (gradients,) = torch.autograd.grad(distance.sum(), points, retain_graph=True)
-    slope = (gradients * rays.directions).sum(dim=-1).detach()
-    return surface_lengths(lengths, distance, slope)
+def _objects(rays: RayBundle) -> Bool[Tensor, "n"]:
+    """Which of the rays of one group count as rays of the object; all of them where there are no masks."""
+    if rays.fg_probability is None:
+        return torch.ones_like(rays.near[0], dtype=torch.bool)
+    return rays.fg_probability[0, :, 0] > OBJECT_THRESHOLD
 
 
 def _with_gradients(
     field: BoundField, rays: RayBundle, points: Float[Tensor, "*rays 3"], training: bool
-) -> tuple[Float[Tensor, "*rays C"], Float[Tensor, "*rays 3"]]:
-    """The field's feature vector at one point of each ray, and the gradient of its signed distance there.
+) -> tuple[FieldOutputs, Float[Tensor, "*rays 3"]]:
+    """The field at one point of each ray, and the gradient of its signed distance there.
 
     Both can be differentiated while training; in evaluation they have no graph. Works within `torch.no_grad()`.
     """
@@ -266,8 +303,7 @@ def _with_gradients(
         points = points.requires_grad_() if training else points.detach().requires_grad_()
         outputs = field(rays.at(points))
         (gradients,) = torch.autograd.grad(outputs.extras[SDF].sum(), points, create_graph=training)
-    features = outputs.features[..., 0, :]
-    return (features if training else features.detach()), gradients
+    return (outputs if training else replace(outputs, features=outputs.features.detach())), gradients
 
 
 def _shaped(output: RendererOutput, ray_shape: torch.Size) -> RendererOutput:

@@ -1,6 +1,7 @@
 """Where rays meet a surface that is given by its signed distance."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -71,6 +72,7 @@ class RayTracing(Configurable, torch.nn.Module):
         center: Float[Tensor, "3"],
         radius: float,
         search_lowest: bool = False,
+        stops: Bool[Tensor, "N"] | None = None,
     ) -> SurfaceHits:
         """Trace N rays within a sphere.
 
@@ -85,6 +87,8 @@ class RayTracing(Configurable, torch.nn.Module):
             search_lowest: look for the least signed distance at `n_steps` random places of each ray, behind the surface
                 where it meets one; otherwise it is the least of what tracing came by. A ray that misses the sphere has
                 it at its point nearest to the centre.
+            stops: rays that are not searched behind a surface that they meet; None searches all. It stands for nothing
+                where `search_lowest` is false.
         """
         near, far, meets = ray_sphere(origins, directions, center, radius)
         marched = march(
@@ -98,40 +102,57 @@ class RayTracing(Configurable, torch.nn.Module):
             self.line_step_iters,
         )
         hit, lengths = marched.arrived.clone(), marched.start.clone()
-        self._take_back_overshot_(distance, marched, lengths)
         lowest, f_lowest = marched.lowest.clone(), marched.f_lowest.clone()
+        brackets = _overshot(marched, self.sdf_threshold)
         rows = marched.unfinished.nonzero()[:, 0]
         if rows.shape[0] > 0:
             t = spaced(marched.start[rows], marched.end[rows], self.n_steps)
             f = _in_pieces(distance, rows, t)
-            hit[rows], lengths[rows] = self._crossing(distance, rows, t, f)
+            hit[rows], crossings = _crossing(rows, t, f)
+            brackets = _Brackets(*(torch.cat(pair) for pair in zip(brackets, crossings, strict=True)))
             _lower_(lowest, f_lowest, rows, t, f)
-        rows = meets.nonzero()[:, 0]
-        if search_lowest and rows.shape[0] > 0:
-            from_ = torch.where(hit, lengths, near)[rows]
-            t = jitter(spaced(from_, far[rows], self.n_steps), self._places.on(far.device))
-            _lower_(lowest, f_lowest, rows, t, _in_pieces(distance, rows, t))
+        if brackets.rows.shape[0] > 0:
+            lengths[brackets.rows] = secant(distance, *brackets, self.n_secant_steps)
+        if search_lowest:
+            rows = (meets if stops is None else meets & ~(hit & stops)).nonzero()[:, 0]
+            if rows.shape[0] > 0:
+                from_ = torch.where(hit, lengths, near)[rows]
+                t = jitter(spaced(from_, far[rows], self.n_steps), self._places.on(far.device))
+                _lower_(lowest, f_lowest, rows, t, _in_pieces(distance, rows, t))
         lowest = torch.where(meets, lowest, closest_approach(origins, directions, center))
         return SurfaceHits(hit=hit, lengths=torch.where(hit, lengths, 0.0), lowest=lowest)
 
-    def _take_back_overshot_(self, distance: DistanceAlongRays, marched: Marched, lengths: Float[Tensor, "N"]) -> None:
-        """Bring rays whose last step ended inside back to the surface: it lies between there and the step's start."""
-        overshot = marched.arrived & (marched.f_start < -self.sdf_threshold) & marched.f_before.isfinite()
-        rows = overshot.nonzero()[:, 0]
-        if rows.shape[0] > 0:
-            bracket = marched.before[rows], marched.f_before[rows], lengths[rows], marched.f_start[rows]
-            lengths[rows] = secant(distance, rows, *bracket, self.n_secant_steps)
 
-    def _crossing(
-        self, distance: DistanceAlongRays, rows: Int[Tensor, "M"], t: Float[Tensor, "M S"], f: Float[Tensor, "M S"]
-    ) -> tuple[Bool[Tensor, "M"], Float[Tensor, "M"]]:
-        """Whether and where samples show that rays meet the surface."""
-        hit, before, after = first_crossing(t, f)
-        crossing = hit.nonzero()[:, 0]
-        out, in_ = (crossing, before[crossing]), (crossing, after[crossing])
-        lengths = t[:, 0].clone()
-        lengths[crossing] = secant(distance, rows[crossing], t[out], f[out], t[in_], f[in_], self.n_secant_steps)
-        return hit, lengths
+class _Brackets(NamedTuple):
+    """Places of M rays that have the surface between them, for the secant method."""
+
+    rows: Int[Tensor, "M"]
+    """The rays."""
+    t_out: Float[Tensor, "M"]
+    """Outside."""
+    f_out: Float[Tensor, "M"]
+    """The signed distance there."""
+    t_in: Float[Tensor, "M"]
+    """Inside."""
+    f_in: Float[Tensor, "M"]
+    """The signed distance there."""
+
+
+def _overshot(marched: Marched, threshold: float) -> _Brackets:
+    """Rays whose last step ended inside: the surface lies between there and the step's start."""
+    overshot = marched.arrived & (marched.f_start < -threshold) & marched.f_before.isfinite()
+    rows = overshot.nonzero()[:, 0]
+    return _Brackets(rows, marched.before[rows], marched.f_before[rows], marched.start[rows], marched.f_start[rows])
+
+
+def _crossing(
+    rows: Int[Tensor, "M"], t: Float[Tensor, "M S"], f: Float[Tensor, "M S"]
+) -> tuple[Bool[Tensor, "M"], _Brackets]:
+    """Whether samples show that rays meet the surface, and between which two of them those that do."""
+    hit, before, after = first_crossing(t, f)
+    crossing = hit.nonzero()[:, 0]
+    out, in_ = (crossing, before[crossing]), (crossing, after[crossing])
+    return hit, _Brackets(rows[crossing], t[out], f[out], t[in_], f[in_])
 
 
 def _in_pieces(distance: DistanceAlongRays, rows: Int[Tensor, "M"], t: Float[Tensor, "M S"]) -> Float[Tensor, "M S"]:

@@ -12,9 +12,9 @@ from nerf_trainer.rays.bundle import RayBundle
 from tests.scene_kit import straight_rays
 
 
-def field(color_dim: int = 3, global_code_dim: int = 0, pooled_dim: int = 0, **options) -> IdrFeatureField:
+def field(color_dim: int = 3, global_code_dim: int = 0, **options) -> IdrFeatureField:
     torch.manual_seed(0)
-    spec = FieldSpec(color_dim=color_dim, global_code_dim=global_code_dim, pooled_dim=pooled_dim)
+    spec = FieldSpec(color_dim=color_dim, global_code_dim=global_code_dim)
     return IdrFeatureField(spec=spec, **options)
 
 
@@ -64,17 +64,17 @@ def test_far_away_it_is_about_the_distance() -> None:
 
 
 def test_conditioning_does_not_move_the_initial_surface_and_codes_belong_to_rays() -> None:
-    module = field(global_code_dim=5, pooled_dim=2, dims=(64, 64, 64), skip_in=(2,))
+    module = field(global_code_dim=5, dims=(64, 64, 64), skip_in=(2,))
     points = some_directions(6)
     rays = bundle(points)
     codes = torch.randn(2, 5)
 
-    def sdf(codes: Tensor, views: list[int], pooled: float = 1.0) -> Tensor:
-        inputs = FieldInputs(global_code=codes, pool=lambda rays: torch.full((1, 6, 1, 2), pooled))
+    def sdf(codes: Tensor, views: list[int]) -> Tensor:
         index = torch.tensor([views])
+        inputs = FieldInputs(global_code=codes)
         return module(RayBundle(**{**vars(rays), "camera_index": index}), inputs).extras["sdf"][0, :, 0, 0]
 
-    torch.testing.assert_close(sdf(codes, [0, 1] * 3), sdf(0 * codes, [0] * 6, pooled=7.0))
+    torch.testing.assert_close(sdf(codes, [0, 1] * 3), sdf(0 * codes, [0] * 6))
     with torch.no_grad():
         for layer in module.layers:
             layer.weight = layer.weight + 0.1 * torch.randn_like(layer.weight)
@@ -82,7 +82,6 @@ def test_conditioning_does_not_move_the_initial_surface_and_codes_belong_to_rays
     torch.testing.assert_close(mixed[::2], first[::2])
     torch.testing.assert_close(mixed[1::2], second[1::2])
     assert not torch.allclose(first, second)
-    assert not torch.allclose(sdf(codes, [0] * 6, pooled=7.0), first)
 
 
 def test_signs_and_widths() -> None:
@@ -162,6 +161,8 @@ def test_options_are_checked(options, message: str) -> None:
         field(**options)
 
 
-def test_views_kept_apart_are_refused() -> None:
-    with pytest.raises(ConfigError, match="keeps source views apart"):
-        IdrFeatureField(spec=FieldSpec(pooled_dim=4, pooled_per_view=True))
+@pytest.mark.parametrize("per_view", [False, True])
+def test_pooled_features_are_refused(per_view: bool) -> None:
+    """`grid_sample` has no second derivative on a GPU, so that training would fail there in its first step."""
+    with pytest.raises(ConfigError, match=r"^view_pooler_enabled: true, .*second derivatives.*expected view_pooler_en"):
+        IdrFeatureField(spec=FieldSpec(pooled_dim=4, pooled_per_view=per_view))

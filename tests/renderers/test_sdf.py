@@ -15,6 +15,7 @@ from nerf_trainer.fields.idr import IdrFeatureField
 from nerf_trainer.fields.sdf import SignedDistanceField
 from nerf_trainer.frames import FrameData
 from nerf_trainer.geometry.spheres import ray_sphere
+from nerf_trainer.losses.functions import mask_bce
 from nerf_trainer.models.overfit import OverfitModel
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.samplers import AdaptiveRaySampler
@@ -78,25 +79,97 @@ def test_depths_points_normals_and_masks_of_a_sphere(mode: EvaluationMode) -> No
     assert out.features.min() >= 0.0 and out.features.max() <= 1.0
 
 
-def test_masks_are_soft_where_a_gradient_is_wanted() -> None:
-    """sigmoid(-alpha min f): of a ray that passes the centre at distance h, min f is h - r, over the way in sight."""
-    rays = view_rays()
-    training, evaluation = (renderer(soft_mask_alpha=20.0)(rays, [sphere()], mode) for mode in (TRAINING, EVALUATION))
+def photographed(rays: RayBundle, foreground: Tensor) -> RayBundle:
+    """The rays of photographs that show the object where `foreground` (*rays) says so."""
+    return replace(rays, fg_probability=foreground.float()[..., None])
+
+
+def least_distances(rays: RayBundle) -> Tensor:
+    """Of a ray that passes the centre of the unit sphere at distance h, h - 1."""
     b = -(rays.origins * rays.directions).sum(dim=-1)
-    least = (rays.origins + b[..., None] * rays.directions).norm(dim=-1) - 1.0
-    expected = torch.sigmoid(-20.0 * least)
-    torch.testing.assert_close(training.masks[..., 0], expected, rtol=0.0, atol=0.02)
-    hit = exact(rays)[1]
+    return (rays.origins + b[..., None] * rays.directions).norm(dim=-1) - 1.0
+
+
+def test_masks_are_soft_where_a_gradient_is_wanted() -> None:
+    """sigmoid(-alpha min f) over the way in sight: while training wherever there is no object, in the photograph or on
+    the ray; in evaluation, which doesn't know the photograph, on rays that miss.
+    """
+    rays = view_rays()
+    least = least_distances(rays)
+    expected, hit = torch.sigmoid(-20.0 * least), exact(rays)[1]
+    module = renderer(soft_mask_alpha=20.0)
+    for shows in (torch.zeros_like(hit), rays.xy[..., 0] < 7.0, torch.ones_like(hit)):
+        masks = module(photographed(rays, shows), [sphere()], TRAINING).masks[..., 0]
+        assert (masks[hit & shows] == 1.0).all()
+        torch.testing.assert_close(masks[~(hit & shows)], expected[~(hit & shows)], rtol=0.0, atol=0.02)
+    assert torch.equal(module(rays, [sphere()], TRAINING).masks[..., 0][hit], torch.ones(int(hit.sum())))
+    evaluation = module(photographed(rays, torch.zeros_like(hit)), [sphere()], EVALUATION)
     assert (evaluation.masks[..., 0][hit] == 1.0).all()
     torch.testing.assert_close(evaluation.masks[..., 0][~hit], expected[~hit], rtol=0.0, atol=0.06)
     beyond = least > EXTENT - 1.0
     torch.testing.assert_close(evaluation.masks[..., 0][beyond], expected[beyond])
 
 
+def test_colors_are_learned_within_the_photographs_silhouette_only() -> None:
+    """A ray that meets the surface beside the object (equation 5) shows the background; masks alone push it away."""
+    rays, module, field = view_rays(), renderer(bg_color=(0.1, 0.2, 0.3)), sphere()
+    hit, shows = exact(rays)[1], rays.xy[..., 0] < 7.0
+    out = module(photographed(rays, shows), [field], TRAINING)
+    beside, inside = hit & ~shows, hit & shows
+    assert beside.sum() > 20 and inside.sum() > 20 and out.normals is not None
+    torch.testing.assert_close(out.features[beside], torch.tensor([0.1, 0.2, 0.3]).expand(int(beside.sum()), 3))
+    assert (out.depths[beside] == 0.0).all() and (out.normals[beside] == 0.0).all()
+    learned = [*module.parameters(), *field.field.parameters()]
+
+    def moved(value: Tensor) -> list[float]:
+        gradients = torch.autograd.grad(value.sum(), learned, retain_graph=True, materialize_grads=True)
+        return [gradient.abs().max().item() for gradient in gradients]
+
+    assert moved(out.features[beside]) == [0.0] * len(learned)
+    assert min(moved(out.features[inside])) > 0.0
+    assert moved(out.masks[inside]) == [0.0] * len(learned)
+    # f = |x| - r: the mask sigmoid(-alpha f) has the derivative alpha m (1 - m) by the radius.
+    masks = out.masks[..., 0][beside].detach().double()
+    (gradient,) = torch.autograd.grad(out.masks[beside].sum(), field.field.radius)
+    assert gradient.item() == pytest.approx((50.0 * masks * (1.0 - masks)).sum().item(), rel=1e-3)
+
+
+def test_the_mask_loss_pulls_a_surface_back_to_the_silhouette() -> None:
+    """A sphere that is 5 % too large: rays that meet it beside the object, and they alone, shrink it.
+
+    Soft masks reach about 1 / alpha beyond a surface, which comes to rest that much inside of the silhouette.
+    """
+    rays, field = view_rays(2, 48), sphere(1.05)
+    target = exact(rays, 1.0)[1]
+    module, optimizer = renderer(), torch.optim.SGD(field.field.parameters(), lr=5e-3)
+    for _ in range(20):
+        masks = module(photographed(rays, target), [field], TRAINING).masks
+        optimizer.zero_grad()
+        mask_bce(masks, target.float()[..., None]).backward()
+        optimizer.step()
+    assert isinstance(field.field, SphereField)
+    assert field.field.radius.item() == pytest.approx(1.0 - 0.5 / 50.0, abs=0.012)
+
+
+def test_a_model_tells_its_renderer_what_photographs_show() -> None:
+    """The sphere in the field is larger than the one in the photographs."""
+    module, frames = model({"loss_rgb_mse": 1.0}, bias=1.4), sphere_views(0.8)
+    predictions = module(frames)
+    assert predictions.targets.fg_probability is not None
+    colored, shows = predictions.rendered.depths > 0.0, predictions.targets.fg_probability > 0.5
+    assert colored.any() and (~shows).any() and not (colored & ~shows).any()
+    assert (predictions.rendered.masks[colored] == 1.0).all()
+    module.eval()
+    evaluated = module(frames)
+    assert evaluated.targets.fg_probability is not None
+    assert ((evaluated.rendered.depths > 0.0) & (evaluated.targets.fg_probability < 0.5)).any()
+
+
 def of_radius(measure: Callable[[RendererOutput], Tensor], radius: float) -> tuple[Tensor, Tensor]:
     """A measure of a training render, and its derivative by the sphere's radius."""
-    field = sphere(radius)
-    value = measure(renderer()(view_rays(1, 12), [field], TRAINING))
+    field, rays = sphere(radius), view_rays(1, 12)
+    shows = rays.xy[..., 0] > 2.0  # soft masks where rays miss, and in two columns where they don't
+    value = measure(renderer()(photographed(rays, shows), [field], TRAINING))
     assert isinstance(field.field, SphereField)
     (gradient,) = torch.autograd.grad(value, field.field.radius)
     return value.detach(), gradient
