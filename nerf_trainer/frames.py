@@ -100,7 +100,10 @@ class FrameContents:
     is_resident: bool = False
     """Whether a batch is a whole scene as a `PixelStore`."""
     sequence_names: tuple[str, ...] = ()
-    """The distinct sequences of the frames, sorted; the same on every rank."""
+    """The distinct sequences of the frames, in evaluation of the targets, sorted; the same on every rank."""
+    fewest_source_views: int | None = None
+    """Fewest views of its own sequence that the target, a batch's first frame, has beside it in any batch; None where
+    that is not known."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
     object_name: str
     """The scene's name, for messages."""
     n_known_frames_for_test: int | None = None
-    """How many training frames each test view comes with as source views; null for none."""
+    """How many training frames each val and test view comes with as source views; null for none."""
     testskip: int = 1
     """Take every testskip-th view of val and test."""
     downscale_factor: int = 1
@@ -79,8 +79,10 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
             )
         val, test = self._read_split(root, "val", notices), self._read_split(root, "test", notices)
         notices += _repeats(self.object_name, train, test)
-        if test is not None:
-            test = test.with_known_frames(train, self.n_known_frames_for_test)
+        val, test = (
+            None if split is None else split.with_known_frames(train, self.n_known_frames_for_test)
+            for split in (val, test)
+        )
         return DatasetMap(train=train, val=val, test=test, notices=tuple(notices))
 
     def _read_split(self, root: Path, split: str, notices: list[str]) -> SingleSceneDataset | None:

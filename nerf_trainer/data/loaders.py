@@ -6,7 +6,7 @@ whether the run got there in one go or was resumed, and however many threads dec
 
 import os
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -71,7 +71,7 @@ class ResidentFrameLoader(FrameLoader):
 
     @property
     def contents(self) -> FrameContents:
-        return replace(self._dataset.contents, depth_map=False, is_resident=True)
+        return replace(self._dataset.contents, depth_map=False, is_resident=True, fewest_source_views=0)
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[FrameData]:
         if self._scene is None:
@@ -94,7 +94,13 @@ class DecodingLoader(FrameLoader):
 
     @property
     def contents(self) -> FrameContents:
-        return self._dataset.contents
+        return replace(self._dataset.contents, fewest_source_views=self._fewest_source_views())
+
+    @abstractmethod
+    def _fewest_source_views(self) -> int | None:
+        """Fewest frames of its own sequence that a batch's first frame has beside it, whatever is drawn; None where
+        there are no batches.
+        """
 
     @abstractmethod
     def _batch(self, epoch: int, step: int) -> list[int]:
@@ -143,6 +149,11 @@ class ShuffledFrameLoader(DecodingLoader):
                 f"the {len(self._dataset)} training frames; lower batch_size"
             )
 
+    def _fewest_source_views(self) -> int | None:
+        """Of a short sequence, when all frames of others are in its batch."""
+        shortest = min(Counter(self._dataset.frame_sequences).values())
+        return max(0, self._batch_size - 1 - (len(self._dataset) - shortest))
+
     def _batch(self, epoch: int, step: int) -> list[int]:
         n_pass, within = divmod(step, self._steps_of_pass)
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "shuffle", epoch, n_pass))
@@ -171,6 +182,16 @@ class EvaluationFrameLoader(DecodingLoader):
 
     def __len__(self) -> int:
         return len(self._batches[self._rank :: self._world_size])
+
+    @property
+    def contents(self) -> FrameContents:
+        sequences = self._dataset.frame_sequences
+        return replace(super().contents, sequence_names=tuple(sorted({sequences[batch[0]] for batch in self._batches})))
+
+    def _fewest_source_views(self) -> int | None:
+        sequences = self._dataset.frame_sequences
+        counts = (sum(sequences[i] == sequences[batch[0]] for i in batch[1:]) for batch in self._batches)
+        return min(counts, default=None)
 
     def _batch(self, epoch: int, step: int) -> list[int]:
         return self._batches[self._rank + step * self._world_size]

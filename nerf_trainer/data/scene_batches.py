@@ -79,6 +79,9 @@ class SceneBatchLoader(DecodingLoader):
         for step in range(start, len(self)):
             yield self._kept.batch(self._batch(epoch, step))
 
+    def _fewest_source_views(self) -> int | None:
+        return min(self._batch_size, *self._images_per_seq, *map(len, self._sequences)) - 1
+
     def _batch(self, epoch: int, step: int) -> list[int]:
         seed = derive_seed(self._seed, "scene batches", self._rank, epoch, step)
         generator = torch.Generator().manual_seed(seed)

@@ -118,6 +118,17 @@ def test_known_frames_follow_each_test_view(scene):
     assert load(scene.root).test.get_eval_batches() == [[0], [1], [2], [3]]
 
 
+def test_known_frames_follow_each_val_view(scene):
+    scene.add("val", 5)
+    val = load(scene.root, n_known_frames_for_test=3, testskip=2).val
+    batches = val.get_eval_batches()
+    assert [batch[0] for batch in batches] == [0, 1, 2]
+    for batch in batches:
+        assert ["/train/" in val.image_paths[i] for i in batch] == [False, True, True, True]
+        assert [val.frame_types[i] for i in batch] == ["unseen"] + ["known"] * 3 and len(set(batch)) == 4
+    assert load(scene.root).val.get_eval_batches() == [[i] for i in range(5)]
+
+
 def test_intrinsics_in_pixels_go_before_the_field_of_view(scene):
     scene.contents["train"] |= {"fl_x": 40.0, "fl_y": 41.0, "cx": 15.0, "cy": 13.0, "w": 32, "h": 24}
     scene.write("train")

@@ -1,5 +1,6 @@
 import threading
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -8,9 +9,10 @@ from PIL import Image
 
 from nerf_trainer.data.blender import BlenderDatasetMapProvider
 from nerf_trainer.data.loaders import EvaluationFrameLoader, FrameLoader, ResidentFrameLoader, ShuffledFrameLoader
-from nerf_trainer.data.splits import DatasetMap
+from nerf_trainer.data.splits import DatasetMap, SceneFrame, SingleSceneDataset
 from nerf_trainer.errors import ConfigError, DataError
 from nerf_trainer.frames import FrameContents
+from tests.scene_kit import orbit
 
 
 def load(scene, **options) -> DatasetMap:
@@ -175,9 +177,8 @@ def test_resident_and_decoded_batches_agree_on_what_is_foreground(scene):
         return ResidentFrameLoader(train, 1), ShuffledFrameLoader(train, 1, 0, 0)
 
     resident, decoded = loaders()
-    names = ("one_sequence",)
-    assert resident.contents == FrameContents(depth_map=False, is_resident=True, sequence_names=names)
-    assert decoded.contents == FrameContents(depth_map=False, sequence_names=names)
+    held = FrameContents(depth_map=False, sequence_names=("one_sequence",), fewest_source_views=0)
+    assert resident.contents == replace(held, is_resident=True) and decoded.contents == held
     for i in range(len(scene.contents["train"]["frames"])):
         Image.new("RGB", (32, 24), (10, 20, 30)).save(scene.image("train", i))
     resident, decoded = loaders()
@@ -185,3 +186,36 @@ def test_resident_and_decoded_batches_agree_on_what_is_foreground(scene):
     assert next(placed(decoded).steps(0)).fg_probability is None
     pixels = next(placed(resident).steps(0)).pixels
     assert pixels.to("cpu").gather(torch.tensor([[0]]), torch.tensor([[[0.5, 0.5]]]))[1] is None
+
+
+def fewest(frame_sequences: tuple[tuple[str, ...], ...]) -> int:
+    """Fewest views of the first one's sequence beside it, counted in batches."""
+    return min(names[1:].count(names[0]) for names in frame_sequences)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 6, 7])
+@pytest.mark.parametrize("sequences", ["aaaaaaa", "aaaabbb", "aaaaaab", "abcdefg"])
+def test_fewest_source_views_of_shuffled_batches(scene, sequences, batch_size):
+    class Several(SingleSceneDataset):
+        frame_sequences = tuple(sequences)
+
+    frames = [SceneFrame(path=scene.image("train", 0), number=i, has_alpha=True) for i in range(7)]
+    loader = ShuffledFrameLoader(Several(frames, orbit(7)), batch_size, n_steps=2000, num_workers=0)
+    batches = tuple(tuple(sequences[i] for i in loader._batch(0, step)) for step in range(2000))
+    assert loader.contents.fewest_source_views == fewest(batches)
+
+
+def test_contents_of_evaluation_are_those_of_its_targets(scene):
+    class Several(SingleSceneDataset):
+        frame_sequences = ("cup", "bear", "cup", "cup", "bear", "dog")
+
+    frames = [SceneFrame(path=scene.image("train", i), number=i, has_alpha=True) for i in range(6)]
+
+    def contents(eval_batches, n_steps=0):
+        held = EvaluationFrameLoader(Several(frames, orbit(6), eval_batches=eval_batches), n_steps, 0).contents
+        return held.sequence_names, held.fewest_source_views
+
+    assert contents([[0, 2, 3], [1, 4, 5, 0]]) == (("bear", "cup"), 1)
+    assert contents([[0, 2, 3], [1, 4, 5, 0]], n_steps=1) == (("cup",), 2)
+    assert contents([[0, 2, 3], [1, 0]]) == (("bear", "cup"), 0)
+    assert contents(None) == (("bear", "cup", "dog"), 0)

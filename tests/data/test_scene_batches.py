@@ -133,3 +133,13 @@ def test_the_provider_chooses_the_loader(every):
     ):
         with pytest.raises(ConfigError, match=message):
             chosen(**options)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "options", "expected"), [(8, (4,), 2), (8, (2, 8), 1), (8, (1, 4), 0), (1, (4,), 0), (7, (3,), 2)]
+)
+def test_fewest_source_views(every, batch_size, options, expected):
+    """That of the first frame of a batch; ant has 3 frames."""
+    loader = placed(every, batch_size, options, keep=True)
+    counts = [sum(name == batch[0][0] for name, _ in batch[1:]) for batch in frames_of(loader)]
+    assert loader.contents.fewest_source_views == expected == min(counts)
