@@ -58,7 +58,8 @@ class ResNetFeatureExtractor(FeatureExtractorBase):
     """A residual network's stages, then the masks, then the images, as far as each is asked for.
 
     As in Reizenstein et al., Common Objects in 3D, 2021, appendix: each stage is projected to a few channels, which
-    are scaled to unit length. The whole network is trained with the rest of the model.
+    are scaled to unit length. The whole network is trained with the rest of the model. Of several processes that train
+    together, each normalises its own views, and evaluation uses the running statistics of the first.
     """
 
     name: ResNetName = "resnet34"
