@@ -132,7 +132,9 @@ def marching(**more: Any) -> Overrides:
 LSTM = {
     RENDERER: "LSTMRenderer",
     "renderer_LSTMRenderer_args": {"n_feature_channels": 16, "init_depth": 1.5, "num_raymarch_steps": 3},
+    "loss_weights": {"loss_mask_bce": 0.1},
 }
+"""The opacity of its one sample is not in its colours: without a loss of the mask nothing reaches it."""
 SDF = {
     RENDERER: "SignedDistanceFunctionRenderer",
     "renderer_SignedDistanceFunctionRenderer_args": {"ray_normal_coloring_network_args": {"dims": [16, 16]}},

@@ -13,3 +13,4 @@ def test_a_step_has_finite_gradients_and_reaches_parameters(name: str, precision
     outcome = take_step(name, precision, n_targets)
     assert outcome.is_finite, outcome
     assert outcome.grad_norm > 0, outcome
+    assert outcome.n_without_gradient == 0, outcome

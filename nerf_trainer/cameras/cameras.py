@@ -82,9 +82,13 @@ class Cameras:
 
         Points behind a view (depth <= 0) give a pixel without meaning; callers test the depth.
         """
-        local = self.transform_to_camera(points).reshape(len(self), -1, 3)
-        xy = local[..., :2] / local[..., 2:] * self.focal[:, None] + self.principal_point[:, None]
-        return xy.reshape(*points.shape[:-1], 2), local[..., 2].reshape(points.shape[:-1])
+        local = self.transform_to_camera(points)
+        return self.plane_to_pixels(local[..., :2] / local[..., 2:]), local[..., 2]
+
+    def plane_to_pixels(self, plane: Float[Tensor, "B *n 2"]) -> Float[Tensor, "B *n 2"]:
+        """Places on each view's plane at depth 1, in its own axes, as pixels (x, y): what its lens does to them."""
+        flat = plane.reshape(len(self), -1, 2)
+        return (flat * self.focal[:, None] + self.principal_point[:, None]).reshape(plane.shape)
 
     def unproject(self, xy: Float[Tensor, "B *n 2"], depth: Float[Tensor, "B *n"]) -> Float[Tensor, "B *n 3"]:
         """The world points seen at pixels `xy` at `depth` along the view axis: the inverse of `project`."""

@@ -6,7 +6,7 @@ with the weights that it conditions.
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,9 +43,14 @@ class GlobalEncoderBase(ReplaceableBase, torch.nn.Module):
         """
 
     @property
-    def is_learned(self) -> bool:
-        """Whether codes are parameters, whose norm `loss_autodecoder_norm` measures."""
+    def capturable(self) -> bool:
+        """Whether a step with this encoder can be captured; False unless an encoder says otherwise, because names of
+        sequences are looked up on the host."""
         return False
+
+    def regularization(self) -> Mapping[str, Callable[[], Tensor]]:
+        """How to compute scalars, by loss name without its prefix (`autodecoder_norm`), from the parameters alone."""
+        return {}
 
     def learn_sequences(self, names: Sequence[str]) -> None:
         """Told once before training: the distinct sequences of the training split, the same on every rank.
@@ -171,9 +176,10 @@ class SequenceAutodecoder(GlobalEncoderBase):
     def encoding_dim(self) -> int:
         return self.autodecoder.encoding_dim
 
-    @property
-    def is_learned(self) -> bool:
-        return True
+    def regularization(self) -> Mapping[str, Callable[[], Tensor]]:
+        """`autodecoder_norm`: the mean square of all numbers in the table, whichever codes the batch has."""
+        codes = self.autodecoder.codes
+        return {"autodecoder_norm": lambda: codes.square().mean()} if self.encoding_dim > 0 else {}
 
     def learn_sequences(self, names: Sequence[str]) -> None:
         self.autodecoder.learn_sequences(names)
@@ -207,6 +213,10 @@ class HarmonicTimeEncoder(GlobalEncoderBase):
     @property
     def encoding_dim(self) -> int:
         return self._embedding.output_dim(1)
+
+    @property
+    def capturable(self) -> bool:
+        return True
 
     def forward(self, frames: FrameData) -> Float[Tensor, "B D"]:
         if frames.frame_timestamp is None:

@@ -15,7 +15,6 @@ from torch.nn.functional import grid_sample, normalize
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import Configurable
-from nerf_trainer.errors import DataError
 from nerf_trainer.rays.bundle import RayBundle
 
 MIN_DEPTH = 1e-6
@@ -32,6 +31,8 @@ class SourceViews:
     """The views."""
     fg_probability: Float[Tensor, "V 1 H W"] | None
     """Foreground probability in [0, 1], where the data has it."""
+    mask_crop: Float[Tensor, "V 1 H W"] | None
+    """1 where an image holds real pixels, 0 where it was padded; None where none was."""
     same_sequence: Bool[Tensor, "B V"]
     """Which source views show the sequence of each target view."""
     is_target: Bool[Tensor, "B V"]
@@ -45,8 +46,8 @@ class SampledViews:
     features: tuple[Float[Tensor, "*n V _"], ...]
     """Features of each map. Finite where a view is not valid, but without meaning there: weigh them by `valid`."""
     valid: Float[Tensor, "*n V 1"]
-    """1 where the view shows the point's sequence and has the point in its image, in front of it; 0 elsewhere. With
-    masked sampling times the foreground probability there."""
+    """1 where the view shows the point's sequence and has the point in front of it and within its image, the padding
+    left out; 0 elsewhere. With masked sampling times the foreground probability there."""
     is_target: Bool[Tensor, "*n V"]
     """Which source view is the point's own target view."""
     cosines: Float[Tensor, "*n V"]
@@ -57,7 +58,8 @@ class ViewSampler(Configurable, torch.nn.Module):
     """Projects the samples of rays into source views and interpolates feature maps there."""
 
     masked_sampling: bool = False
-    """Count a source view only as far as the point falls on its foreground."""
+    """Count a source view only as far as the point falls on its foreground, where the data has masks. What an image was
+    padded with never counts."""
     sampling_mode: Literal["bilinear", "nearest"] = "bilinear"
     """How maps are interpolated."""
 
@@ -66,21 +68,20 @@ class ViewSampler(Configurable, torch.nn.Module):
 
         The bundle's `camera_index` points into the rows of `source.same_sequence` and `source.is_target`. Computed in
         float32 under any autocast; gradients reach the maps and the points.
-
-        Raises:
-            DataError: masked sampling without foreground probabilities.
         """
         with torch.autocast(ray_bundle.origins.device.type, enabled=False):
             points = ray_bundle.points.float()
             ahead = points.shape[:-1]
             flat = points.reshape(-1, 3)
             local, seen = project_into_images(source.cameras, flat)
-            features = tuple(self._look_up(m, local).unflatten(0, ahead) for m in source.maps)
+            features = tuple(_look_up(m, local, self.sampling_mode).unflatten(0, ahead) for m in source.maps)
             target = ray_bundle.camera_index[..., None].expand(ahead)
             valid = seen.T.unflatten(0, ahead) & source.same_sequence[target]
             weight = valid[..., None].to(flat.dtype)
-            if self.masked_sampling:
-                weight = weight * self._look_up(self._foreground(source), local).unflatten(0, ahead)
+            if source.mask_crop is not None:
+                weight = weight * _look_up(source.mask_crop, local, "nearest").unflatten(0, ahead)
+            if self.masked_sampling and source.fg_probability is not None:
+                weight = weight * _look_up(source.fg_probability, local, self.sampling_mode).unflatten(0, ahead)
             directions = ray_bundle.view_directions.float()[..., None, :].expand_as(points)
             return SampledViews(
                 features=features,
@@ -89,16 +90,11 @@ class ViewSampler(Configurable, torch.nn.Module):
                 cosines=viewing_cosines(source.cameras, flat, directions.reshape(-1, 3)).unflatten(0, ahead),
             )
 
-    def _look_up(self, maps: Float[Tensor, "V C h w"], local: Float[Tensor, "V N 2"]) -> Float[Tensor, "N V C"]:
-        """Values of each view's map; those at the border's pixel centres go on to the border and beyond."""
-        sampled = grid_sample(maps.float(), local[:, None], self.sampling_mode, "border", align_corners=False)
-        return sampled[:, :, 0].permute(2, 0, 1)
 
-    @staticmethod
-    def _foreground(source: SourceViews) -> Tensor:
-        if source.fg_probability is None:
-            raise DataError("masked_sampling: true, but the data has no masks; set masked_sampling: false")
-        return source.fg_probability
+def _look_up(maps: Float[Tensor, "V C h w"], local: Float[Tensor, "V N 2"], mode: str) -> Float[Tensor, "N V C"]:
+    """Values of each view's map; those at the border's pixel centres go on to the border and beyond."""
+    sampled = grid_sample(maps.float(), local[:, None], mode, "border", align_corners=False)
+    return sampled[:, :, 0].permute(2, 0, 1)
 
 
 def project_into_images(
@@ -113,8 +109,7 @@ def project_into_images(
     in_view = cameras.transform_to_camera(points.expand(len(cameras), -1, -1))
     depth = in_view[..., 2:]
     in_front = depth > MIN_DEPTH
-    plane = torch.where(in_front, in_view[..., :2], 0.0) / torch.where(in_front, depth, 1.0)
-    xy = plane * cameras.focal[:, None] + cameras.principal_point[:, None]
+    xy = cameras.plane_to_pixels(torch.where(in_front, in_view[..., :2], 0.0) / torch.where(in_front, depth, 1.0))
     size = cameras.image_size_hw.flip(-1).to(xy.dtype).to(xy.device, non_blocking=True)
     local = 2.0 * xy / size[:, None] - 1.0
     return local, in_front[..., 0] & (local.abs() <= 1.0).all(dim=-1)

@@ -1,7 +1,7 @@
 """What every field (implicit function) is given, takes and returns."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -94,6 +94,20 @@ class ImplicitFunctionBase(ReplaceableBase, torch.nn.Module):
     def regularization(self) -> Mapping[str, Callable[[], Tensor]]:
         """How to compute scalars, by loss name without its prefix (`density_tv`), from the field's parameters alone."""
         return {}
+
+
+def as_fields(modules: Iterable[torch.nn.Module]) -> list[ImplicitFunctionBase]:
+    """The modules, which are fields, as such.
+
+    Raises:
+        TypeError: a module is something else, as a field is that something was wrapped around.
+    """
+    fields: list[ImplicitFunctionBase] = []
+    for module in modules:
+        if not isinstance(module, ImplicitFunctionBase):
+            raise TypeError(f"found a {type(module).__name__} among the fields, expected an ImplicitFunctionBase")
+        fields.append(module)
+    return fields
 
 
 class MarchedField(ImplicitFunctionBase):

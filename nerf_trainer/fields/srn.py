@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nerf_trainer.config import Configurable, Factory, nested, registry, runtime
@@ -109,8 +109,8 @@ class SRNRaymarchHyperNet(_Raymarched):
             return self._in_groups(self.hyper(codes), bare)
         if views.ndim > 1 and views.shape[0] > 1:  # a group is an image
             return self._in_groups(self.hyper(codes[views.flatten(start_dim=1)[:, 0]]), bare)
-        present, index = torch.unique(views.flatten(), return_inverse=True)
-        return self._in_any_order(self.hyper(codes[present]), RowGroups.of(index, len(present)), bare)
+        distinct, index = _distinct_codes(codes, views.flatten())
+        return self._in_any_order(self.hyper(distinct), RowGroups.of(index, len(distinct)), bare)
 
     def _in_groups(self, networks: GeneratedMLP, inputs: FieldInputs) -> Callable[[RayBundle], Tensor]:
         """Each group of rays goes through a network of its own, or all through the one."""
@@ -124,7 +124,7 @@ class SRNRaymarchHyperNet(_Raymarched):
     def _in_any_order(
         self, networks: GeneratedMLP, groups: RowGroups, inputs: FieldInputs
     ) -> Callable[[RayBundle], Tensor]:
-        """Each ray goes through the network of its view, wherever the ray stands."""
+        """Each ray goes through the network of its view's code, wherever the ray stands."""
 
         def features(ray_bundle: RayBundle) -> Tensor:
             x = self.embed(ray_bundle, inputs)
@@ -269,6 +269,22 @@ class SRNHyperNetImplicitFunction(_SceneRepresentation):
 
     def marching(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Callable[[RayBundle], Float[Tensor, "*rays S F"]]:
         return self._raymarch.marching(ray_bundle, inputs)
+
+
+def _distinct_codes(
+    codes: Float[Tensor, "B C"], views: Int[Tensor, "n"]
+) -> tuple[Float[Tensor, "G C"], Int[Tensor, "n"]]:
+    """The different codes of the views that occur, and which of them each view has.
+
+    Views of a sequence share a row of a table, and hundreds of them may occur where rays are drawn from a whole scene.
+    The gradient of a code goes through the first view that has it, which is all the same to that row. Only sequences
+    whose codes begin as equals share the first one's gradient, for a step.
+    """
+    present, which_view = torch.unique(views, return_inverse=True)
+    distinct, which_code = torch.unique(codes.detach()[present], dim=0, return_inverse=True)
+    order = torch.argsort(which_code, stable=True)
+    first = order[torch.searchsorted(which_code[order], torch.arange(len(distinct), device=codes.device))]
+    return codes[present[first]], which_code[which_view]
 
 
 def _check_sizes(n_harmonic_functions: int, n_layers: int, *widths: int) -> None:

@@ -15,13 +15,14 @@ from nerf_trainer.config import registry
 from nerf_trainer.errors import ConfigError, DataError
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
+from nerf_trainer.models.photographs import over
 from nerf_trainer.ops.splat import splat_points
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.pixels import full_grid
 from nerf_trainer.renderers.base import RendererOutput
 
 MASK_THRESHOLD = 0.5
-"""Foreground probability, and trust in depth, from which a pixel is taken."""
+"""Foreground probability, and trust in depth, above which a pixel is a source, and its depth a target."""
 
 
 @registry.register
@@ -38,6 +39,10 @@ class ModelDBIR(ImplicitronModelBase):
     """Height of rendered views, pixels; null renders each view at its own size."""
     bg_color: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Background colour, in [0, 1], behind renderings and photographs."""
+    mask_images: bool = True
+    """Composite photographs on `bg_color` by their foreground probability."""
+    mask_threshold: float | None = 0.5
+    """Foreground probability above which a pixel of a photograph is taken whole; null blends by the probability."""
     max_points: int = -1
     """Draw at most this many points, chosen at random; 0 or less draws all."""
     point_radius: float = 0.01
@@ -103,13 +108,14 @@ class ModelDBIR(ImplicitronModelBase):
         return RendererOutput(features=features, depths=splat.depth, masks=splat.opacity)
 
     def _targets(self, target: FrameData, size_hw: tuple[int, int], along_axis: Float[Tensor, "1 H W 1"]) -> Targets:
-        """The photograph at the rendered size, its foreground on the background, its depth along rays."""
+        """The photograph at the rendered size, on the background as far as it is masked; its depth along rays."""
         rgb, alpha = _resized(target.image_rgb, size_hw), _resized(target.fg_probability, size_hw)
         depth = _resized(target.depth_map, size_hw, "nearest-exact")
-        if alpha is not None:
-            inside = (alpha > MASK_THRESHOLD).float()
-            rgb = None if rgb is None else rgb * inside + self._bg_color * (1.0 - inside)
-            depth = None if depth is None else depth * inside
+        if rgb is not None:
+            behind = self._bg_color.expand_as(rgb)
+            rgb = over(rgb, alpha if self.mask_images else None, behind, self.mask_threshold)
+        if depth is not None and alpha is not None:
+            depth = depth * (alpha > MASK_THRESHOLD)
         return Targets(
             rgb=rgb,
             fg_probability=alpha,

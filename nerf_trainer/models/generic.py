@@ -12,8 +12,9 @@ from nerf_trainer.conditioning.view_pooler import ViewPooler
 from nerf_trainer.conditioning.view_sampler import SourceViews
 from nerf_trainer.config import Factory, choice, nested, registry
 from nerf_trainer.errors import ConfigError, DataError
-from nerf_trainer.fields.base import FieldInputs, ImplicitFunctionBase
+from nerf_trainer.fields.base import FieldInputs, ImplicitFunctionBase, as_fields
 from nerf_trainer.frames import FrameContents, FrameData
+from nerf_trainer.models.photographs import over
 from nerf_trainer.models.ray_model import RayModel
 
 
@@ -74,6 +75,7 @@ class GenericModel(RayModel):
             maps=self.image_feature_extractor(images, alpha),
             cameras=frames.cameras,
             fg_probability=alpha,
+            mask_crop=frames.mask_crop,
             same_sequence=_same_sequence(views, frames),
             is_target=torch.eye(len(views), len(frames), dtype=torch.bool, device=images.device),
         )
@@ -83,11 +85,11 @@ class GenericModel(RayModel):
     ) -> Float[Tensor, "V 3 H W"]:
         """Source images as the targets are: on `bg_color` where the model masks images."""
         behind = self._bg_color.expand(images.shape[0], *images.shape[2:], -1)
-        channels_last = None if alpha is None else alpha.permute(0, 2, 3, 1)
-        return self._over(images.permute(0, 2, 3, 1), channels_last, behind).permute(0, 3, 1, 2)
+        channels_last = alpha.permute(0, 2, 3, 1) if alpha is not None and self.mask_images else None
+        return over(images.permute(0, 2, 3, 1), channels_last, behind, self.mask_threshold).permute(0, 3, 1, 2)
 
     def passes(self) -> Sequence[ImplicitFunctionBase]:
-        return [field for field in self._fields if isinstance(field, ImplicitFunctionBase)]
+        return as_fields(self._fields)
 
     @property
     def capturable(self) -> bool:

@@ -6,7 +6,7 @@ import torch
 
 from nerf_trainer.config import Factory, choice, registry
 from nerf_trainer.errors import ConfigError
-from nerf_trainer.fields.base import FieldInputs, ImplicitFunctionBase
+from nerf_trainer.fields.base import FieldInputs, ImplicitFunctionBase, as_fields
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.ray_model import RayModel
 
@@ -36,5 +36,5 @@ class OverfitModel(RayModel):
         return FieldInputs(cameras=views.cameras, global_code=self.global_code(views))
 
     def passes(self) -> Sequence[ImplicitFunctionBase]:
-        fields = [field for field in self._fields if isinstance(field, ImplicitFunctionBase)]
+        fields = as_fields(self._fields)
         return fields * 2 if self.share_implicit_function_across_passes else fields

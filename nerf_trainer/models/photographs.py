@@ -1,4 +1,4 @@
-"""Photographs as targets: what they are composited on, and their values at rays."""
+"""Photographs as targets: what they are composited on, and how; and their values at rays."""
 
 from enum import Enum
 
@@ -20,6 +20,24 @@ class Background(Enum):
     RANDOM = "random"
     """Both on a colour drawn for each ray while training, which keeps haze from posing as background; on `bg_color` in
     evaluation."""
+
+
+def over(
+    rgb: Float[Tensor, "*n 3"],
+    alpha: Float[Tensor, "*n 1"] | None,
+    background: Float[Tensor, "*n 3"],
+    threshold: float | None,
+) -> Float[Tensor, "*n 3"]:
+    """Photographs on a background.
+
+    Args:
+        alpha: foreground probability in [0, 1]; None takes photographs as they are.
+        threshold: probability above which a pixel is taken whole, and not at all else; None blends by it.
+    """
+    if alpha is None:
+        return rgb
+    alpha = alpha if threshold is None else (alpha > threshold).to(rgb.dtype)
+    return rgb * alpha + background * (1.0 - alpha)
 
 
 def at_rays(

@@ -14,11 +14,11 @@ from nerf_trainer.config import Factory, choice
 from nerf_trainer.errors import ConfigError, DataError
 from nerf_trainer.fields.base import BoundField, FieldInputs, FieldSpec, ImplicitFunctionBase
 from nerf_trainer.frames import FrameContents, FrameData
-from nerf_trainer.losses.regularization import RegularizationMetricsBase
+from nerf_trainer.losses.regularization import ModelPart, RegularizationMetricsBase
 from nerf_trainer.losses.view_metrics import ViewMetricsBase
 from nerf_trainer.losses.weights import check_loss_weights, idle_weights, weigh
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
-from nerf_trainer.models.photographs import Background, at_rays
+from nerf_trainer.models.photographs import Background, at_rays, over
 from nerf_trainer.models.rasterization import rasterize_rays
 from nerf_trainer.models.ray_defaults import DEFAULT_LOG_VARS, TRAINER_LOG_VARS, default_loss_weights
 from nerf_trainer.randomness import RandomStream
@@ -130,9 +130,8 @@ class RayModel(ImplicitronModelBase):
         passes, behind = self.passes(), self._renderer.background
         fields = self._distinct_fields()
         self._renderer.check_fields(passes)
-        check_loss_weights(
-            self.loss_weights, (*self.view_metrics.known_names(), *self.regularization_metrics.known_names(fields))
-        )
+        of_model = self.regularization_metrics.known_names(self._parts())
+        check_loss_weights(self.loss_weights, (*self.view_metrics.known_names(), *of_model))
         single = next((f for f in fields if not f.allows_multiple_passes), None)
         if len(passes) > 1 and single is not None:
             raise ConfigError(
@@ -183,8 +182,7 @@ class RayModel(ImplicitronModelBase):
             mask_crop=targets.mask_crop,
             wanted=wanted,
         )
-        codes = inputs.global_code if self._learns_codes else None
-        metrics |= self.regularization_metrics(rendered, self._distinct_fields(), codes, wanted)
+        metrics |= self.regularization_metrics(rendered, self._parts(), wanted)
         objective = weigh(metrics, self.loss_weights)
         if objective is not None:
             metrics["objective"] = objective
@@ -286,16 +284,7 @@ class RayModel(ImplicitronModelBase):
     ) -> Float[Tensor, "*rays 3"]:
         """Photographs on what the rays are rendered over."""
         background = self._bg_color.expand_as(rgb) if rays.background is None else rays.background
-        return self._over(rgb, alpha, background)
-
-    def _over(
-        self, rgb: Float[Tensor, "*n 3"], alpha: Float[Tensor, "*n 1"] | None, background: Float[Tensor, "*n 3"]
-    ) -> Float[Tensor, "*n 3"]:
-        """Photographs on a background; as they are where masks are absent or not wanted."""
-        if not self.mask_images or alpha is None:
-            return rgb
-        alpha = alpha if self.mask_threshold is None else (alpha > self.mask_threshold).to(rgb.dtype)
-        return rgb * alpha + background * (1.0 - alpha)
+        return over(rgb, alpha if self.mask_images else None, background, self.mask_threshold)
 
     def check_data(self, train: FrameContents) -> tuple[str, ...]:
         if train.is_resident and self.sampling_mode_training is RenderSamplingMode.full_grid:
@@ -318,10 +307,7 @@ class RayModel(ImplicitronModelBase):
             n_prev_stages=n_prev_stages,
         )
         of_model = self.regularization_metrics.producible_names(
-            self._distinct_fields(),
-            global_code=self._learns_codes,
-            sdf=self._renderer.gives_gradients,
-            n_prev_stages=n_prev_stages,
+            self._parts(), sdf=self._renderer.gives_gradients, n_prev_stages=n_prev_stages
         )
         return {*of_views, *of_model}
 
@@ -329,14 +315,16 @@ class RayModel(ImplicitronModelBase):
         if self.global_encoder is not None:
             self.global_encoder.learn_sequences(names)
 
-    @property
-    def _learns_codes(self) -> bool:
-        encoder = self.global_encoder
-        return encoder is not None and encoder.is_learned and encoder.encoding_dim > 0
-
     def _distinct_fields(self) -> tuple[ImplicitFunctionBase, ...]:
         return tuple(dict.fromkeys(self.passes()))
 
+    def _parts(self) -> tuple[ModelPart, ...]:
+        """What may have something to say of its parameters, each once."""
+        encoder = self.global_encoder
+        return (*self._distinct_fields(), *(() if encoder is None else (encoder,)))
+
     @property
     def capturable(self) -> bool:
-        return self._renderer.capturable and all(field.capturable for field in self.passes())
+        encoder = self.global_encoder
+        around = (self.raysampler, self._renderer, *(() if encoder is None else (encoder,)))
+        return all(part.capturable for part in around) and all(field.capturable for field in self.passes())

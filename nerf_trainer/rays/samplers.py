@@ -67,6 +67,11 @@ class RaySamplerBase(ReplaceableBase, torch.nn.Module):
         return None
 
     @property
+    def capturable(self) -> bool:
+        """Whether a step with this sampler can be captured: no read-back, no branch on a value, fixed shapes."""
+        return False
+
+    @property
     def casts_cones(self) -> bool:
         """Whether rays have bins and radii, for fields that integrate over conical frusta."""
         return False
@@ -147,6 +152,10 @@ class PinholeRaySampler(RaySamplerBase, Scheduled):
     @property
     def fewest_lengths(self) -> int | None:
         return min(self.n_pts_per_ray_training, self.n_pts_per_ray_evaluation)
+
+    @property
+    def capturable(self) -> bool:
+        return True
 
     @property
     def casts_cones(self) -> bool:

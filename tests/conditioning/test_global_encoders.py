@@ -56,7 +56,7 @@ def number_(made: SequenceAutodecoder) -> None:
 def test_each_view_has_the_code_of_its_sequence():
     made = encoder(names=("cup", "bear", "apple"))
     number_(made)
-    assert made.is_learned and made.encoding_dim == 3
+    assert not made.capturable and made.encoding_dim == 3
     assert made.autodecoder.names == ("apple", "bear", "cup"), "rows go by the names' order, not by who came first"
     expected = torch.tensor([[2.0, 2.1, 2.2], [0.0, 0.1, 0.2], [2.0, 2.1, 2.2]])
     for _ in range(2):  # the second time from what was kept
@@ -303,7 +303,7 @@ def test_two_processes_agree_on_whose_code_is_whose(tmp_path: Path):
 
 def test_times_are_lifted_to_sines_and_cosines():
     made = HarmonicTimeEncoder(n_harmonic_functions=3, time_divisor=2.0)
-    assert made.encoding_dim == 2 * 3 + 1 and not made.is_learned
+    assert made.encoding_dim == 2 * 3 + 1 and made.capturable
     frequencies = (1, 2, 4)
     expected = [
         [*(math.sin(f * t) for f in frequencies), *(math.cos(f * t) for f in frequencies), t]

@@ -144,6 +144,7 @@ def test_a_gpu_gives_the_same_without_waiting(name):
         maps=tuple(m.cuda().requires_grad_() for m in source.maps),
         cameras=source.cameras.to("cuda"),
         fg_probability=None,
+        mask_crop=None,
         same_sequence=source.same_sequence.cuda(),
         is_target=source.is_target.cuda(),
     )

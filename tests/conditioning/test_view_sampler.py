@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.conditioning.view_sampler import ViewSampler
 from nerf_trainer.config import build
-from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.errors import ConfigError
 from tests.conditioning.view_kit import HEIGHT, POINT, WIDTH, places, rays_to, source_views, two_views
 from tests.scene_kit import orbit, straight_rays
 
@@ -115,9 +116,41 @@ def test_masked_sampling_counts_a_view_by_its_foreground(mode, expected):
     torch.testing.assert_close(sampled.valid.flatten(), torch.tensor(expected))
 
 
-def test_masked_sampling_needs_masks():
-    with pytest.raises(DataError, match="masked_sampling: true"):
-        ViewSampler(masked_sampling=True)(source_views(), rays_to(point(*POINT)))
+def test_masked_sampling_counts_all_where_the_data_has_no_masks():
+    sampled = ViewSampler(masked_sampling=True)(source_views(), rays_to(point(*POINT)))
+    assert sampled.valid.flatten().tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_images_were_padded_with_never_counts(masked):
+    """The first view looks at x = 7.2, in column 7, the second at x = 7.5: padding is nearest, whatever the mode."""
+    real = torch.ones(2, 1, HEIGHT, WIDTH)
+    real[0, :, :, 7:] = 0.0
+    real[1, :, :, 8:] = 0.0
+    alpha = torch.full((2, 1, HEIGHT, WIDTH), 0.25)
+    source = source_views(mask_crop=real, fg_probability=alpha)
+    sampled = ViewSampler(masked_sampling=masked)(source, rays_to(point(*POINT)))
+    assert sampled.valid.flatten().tolist() == [0.0, 0.25 if masked else 1.0]
+    whole = ViewSampler(masked_sampling=masked)(replace(source, mask_crop=None), rays_to(point(*POINT)))
+    assert whole.valid.flatten().tolist() == [0.25, 0.25] if masked else [1.0, 1.0]
+
+
+class Barrel(Cameras):
+    """Views through a lens that draws the edges of the image in."""
+
+    def plane_to_pixels(self, plane: torch.Tensor) -> torch.Tensor:
+        return super().plane_to_pixels(plane / (1.0 + plane.square().sum(dim=-1, keepdim=True)))
+
+
+def test_points_fall_where_the_views_themselves_project_them():
+    straight = two_views()
+    cameras = Barrel(straight.R, straight.T, straight.focal, straight.principal_point, straight.image_size_hw)
+    sampled = ViewSampler()(source_views(cameras=cameras), rays_to(point(*POINT)))
+    # (1, 0.5, 5) is (0.2, 0.1) on the plane, which the lens divides by 1.05.
+    first = [6 * 0.2 / 1.05 + 6, 5 * 0.1 / 1.05 + 4]
+    torch.testing.assert_close(sampled.features[0][0, 0, 0, 0], torch.tensor(first))
+    xy, _ = cameras.project(point(*POINT).expand(2, 1, 3))
+    torch.testing.assert_close(sampled.features[0][0, 0, 0], xy[:, 0])
 
 
 def test_it_is_the_slow_way_round():

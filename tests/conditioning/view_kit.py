@@ -39,6 +39,7 @@ def source_views(*maps: Tensor, cameras: Cameras | None = None, **changed: Tenso
     cameras = two_views() if cameras is None else cameras
     values = {
         "fg_probability": None,
+        "mask_crop": None,
         "same_sequence": torch.ones(1, len(cameras), dtype=torch.bool),
         "is_target": torch.eye(1, len(cameras), dtype=torch.bool),
     }

@@ -97,6 +97,7 @@ def test_the_order_of_photographs_does_not_matter() -> None:
             maps=tuple(m[order] for m in maps),
             cameras=cameras[order],
             fg_probability=None,
+            mask_crop=None,
             same_sequence=torch.ones(2, 4, dtype=torch.bool),
             is_target=torch.eye(2, 4, dtype=torch.bool)[:, order],
         )

@@ -197,6 +197,41 @@ def test_weights_are_generated_once_for_a_march(monkeypatch: pytest.MonkeyPatch)
     assert len(calls) == 1
 
 
+def test_views_of_one_sequence_share_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rays from twelve cameras of two sequences: two networks, and what one for each camera gives."""
+    field, sequences = hyper(), torch.tensor([1, 0, 0, 1, 1, 0, 1, 0, 1, 0, 0, 1])
+    flat = grid(orbit(12)).flatten()
+    order = torch.randperm(flat.n_rays, generator=torch.Generator().manual_seed(2))
+    rays = flat._map(lambda t, n_dims: t[:, order])
+    generated, generate = [], type(field._raymarch.hyper).forward
+
+    def spy(module: torch.nn.Module, of: torch.Tensor) -> object:
+        generated.append(len(of))
+        return generate(module, of)
+
+    monkeypatch.setattr(type(field._raymarch.hyper), "forward", spy)
+
+    def seen(group: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Features of all rays with codes from a table of two, and the gradients of the table and the field."""
+        table = codes(2).requires_grad_()
+        field.zero_grad()
+        features = torch.zeros(rays.n_rays, N_SAMPLES, 3)
+        for cameras in group.unique().tolist():
+            of_group = torch.isin(rays.camera_index[0], (group == cameras).nonzero())
+            part = rays._map(lambda t, n_dims, chosen=of_group: t[:, chosen])
+            out = field(part, FieldInputs(global_code=table[sequences])).features[0]
+            features = features.index_put((of_group.nonzero()[:, 0],), out)
+        (features * features.detach().cos()).sum().backward()
+        return features.detach(), table.grad, *(p.grad.clone() for p in field.parameters() if p.grad is not None)
+
+    together = seen(torch.zeros(12, dtype=torch.int64))
+    assert generated == [2]
+    apart = seen(torch.arange(12))
+    assert generated == [2, *[1] * 12]
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 def test_gradients_reach_the_codes_of_views_in_the_batch() -> None:
     field, all_codes = hyper(), codes(3).requires_grad_()
     bundle = grid(orbit(3)).flatten()[:18]  # the first two views

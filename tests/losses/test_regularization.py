@@ -1,6 +1,6 @@
 """Losses without photographs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +9,25 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from nerf_trainer.config import build
+from nerf_trainer.conditioning.global_encoders import (
+    Autodecoder,
+    GlobalEncoderBase,
+    HarmonicTimeEncoder,
+    SequenceAutodecoder,
+)
+from nerf_trainer.config import Factory, build
 from nerf_trainer.experiment import Experiment
 from nerf_trainer.fields.base import FieldInputs, FieldOutputs, FieldSpec, ImplicitFunctionBase
-from nerf_trainer.losses.regularization import SDF_GRADIENTS, RegularizationMetrics
+from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
+from nerf_trainer.frames import FrameData
+from nerf_trainer.losses.regularization import RegularizationMetrics
+from nerf_trainer.models.generic import GenericModel
 from nerf_trainer.rays.bundle import RayBundle
-from nerf_trainer.renderers.base import RendererOutput
+from nerf_trainer.rays.samplers import AdaptiveRaySampler
+from nerf_trainer.renderers.base import SDF_GRADIENTS, RendererOutput
 from nerf_trainer.training.metrics_log import read_rows
 from tests.recipe_kit import LOADER, LOOP, MODEL, ONE_STEP, Compose, chosen
+from tests.scene_kit import orbit
 
 
 class Smooth(ImplicitFunctionBase):
@@ -39,18 +50,26 @@ def rendered(*depths: float) -> RendererOutput:
     return RendererOutput(features=torch.zeros(1, len(depths), 3), depths=values, masks=torch.ones_like(values))
 
 
+def table(dim: int, values: Sequence[float]) -> SequenceAutodecoder:
+    """Learned codes, one after the other."""
+    encoder = SequenceAutodecoder(autodecoder=Autodecoder(encoding_dim=dim, n_instances=len(values) // dim))
+    with torch.no_grad():
+        encoder.autodecoder.codes.copy_(torch.tensor(values).reshape(-1, dim))
+    return encoder
+
+
 def test_every_term():
     fine = replace(rendered(1.0, -2.0), extras={SDF_GRADIENTS: torch.tensor([[0.0, 0.0, 3.0]])})
     fields = [Smooth(spec=FieldSpec()), Smooth(spec=FieldSpec(), value=5.0)]
-    code = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
-    losses = RegularizationMetrics()(replace(fine, prev_stage=rendered(-1.0)), fields, global_code=code)
+    parts = [*fields, table(2, [1.0, 2.0, 0.0, 1.0])]
+    losses = RegularizationMetrics()(replace(fine, prev_stage=rendered(-1.0)), parts)
     expected = {
         "loss_depth_neg_penalty": 4 / 2,
         "loss_prev_stage_depth_neg_penalty": 1.0,
         "loss_eikonal": 2.0**2,
         "loss_density_tv": 2.0**2 + 5.0**2,
         "loss_mine": 3 * 2.0 + 3 * 5.0,
-        "loss_autodecoder_norm": ((1 + 4) + 1) / 2,
+        "loss_autodecoder_norm": (1 + 4 + 0 + 1) / 4,
     }
     assert set(losses) == set(expected)
     for name, value in expected.items():
@@ -72,6 +91,30 @@ def test_known_names_hold_what_no_field_here_gives():
     assert "loss_mine" in RegularizationMetrics().known_names([Smooth(spec=FieldSpec())])
 
 
+def test_codes_count_in_full_whichever_sequences_a_batch_has():
+    """The mean square of the table is 14 / 4, and d/dz of it is 2 z / 4."""
+    encoder = table(1, [1.0, 0.0, 3.0, 2.0])
+    model = GenericModel(
+        raysampler=AdaptiveRaySampler(n_rays_per_image_sampled_from_mask=2, n_pts_per_ray_training=2),
+        implicit_function=Factory.of(NeuralRadianceFieldImplicitFunction, n_layers_xyz=2, append_xyz=(1,)),
+        global_encoder=encoder,
+        loss_weights={"loss_autodecoder_norm": 1.0},
+        log_vars=("loss_autodecoder_norm",),
+    )
+    model.learn_sequences(["a", "b", "c", "d"])
+    frames = FrameData(cameras=orbit(2), image_rgb=torch.rand(2, 3, 16, 16), sequence_name=("c", "c"))
+    predictions = model.train()(frames)
+    assert predictions.metrics["loss_autodecoder_norm"].item() == pytest.approx(14 / 4)
+    predictions.objective.backward()
+    assert encoder.autodecoder.codes.grad.flatten().tolist() == pytest.approx([0.5, 0.0, 1.5, 1.0])
+
+
+@pytest.mark.parametrize("encoder", [SequenceAutodecoder(), HarmonicTimeEncoder()], ids=lambda e: type(e).__name__)
+def test_encoders_without_learned_numbers_have_no_norm(encoder: GlobalEncoderBase):
+    assert RegularizationMetrics()(None, [encoder]) == {}
+    assert not any("autodecoder" in name for name in RegularizationMetrics().producible_names([encoder]))
+
+
 def test_only_what_is_wanted_is_computed():
     class Costly(Smooth):
         def regularization(self) -> dict[str, Callable[[], Tensor]]:
@@ -86,7 +129,7 @@ def test_only_what_is_wanted_is_computed():
 
 
 def test_the_norm_of_codes_is_lowered_as_the_weights_say(compose: Compose, monkeypatch: pytest.MonkeyPatch):
-    """Plain descent on 0.5 |z|^2 at a rate of 0.1: each step multiplies z by 0.9, and |z|^2 by 0.81."""
+    """Plain descent on 2.5 |z|^2 / 5 at a rate of 0.1: each step multiplies z by 0.9, and |z|^2 by 0.81."""
     monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
     autodecoder = f"{MODEL}.global_encoder_SequenceAutodecoder_args.autodecoder_args"
     optimizer = "optimizer_factory_ImplicitronOptimizerFactory_args"
@@ -110,9 +153,9 @@ def test_the_norm_of_codes_is_lowered_as_the_weights_say(compose: Compose, monke
     for place in ("implicit_function", "coarse_implicit_function"):
         chosen(model, place).update(n_hidden_neurons_xyz=8, n_hidden_neurons_dir=8, n_layers_xyz=2, append_xyz=[])
     model.log_vars = ["loss_autodecoder_norm", "objective"]
-    model.loss_weights = {**dict.fromkeys(model.loss_weights, 0.0), "loss_autodecoder_norm": 0.5}
+    model.loss_weights = {**dict.fromkeys(model.loss_weights, 0.0), "loss_autodecoder_norm": 2.5}
     build(Experiment, config).run(config)
     rows = [row for row in read_rows(Path("run/metrics.jsonl")) if row["split"] == "train"]
     norms = [row["loss_autodecoder_norm"] for row in rows]
     assert norms[0] > 0 and norms == pytest.approx([norms[0] * 0.81**n for n in range(4)], rel=1e-4)
-    assert [row["objective"] for row in rows] == pytest.approx([0.5 * norm for norm in norms])
+    assert [row["objective"] for row in rows] == pytest.approx([2.5 * norm for norm in norms])

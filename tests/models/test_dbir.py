@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,26 @@ def test_the_target_is_no_source() -> None:
         depth_map=torch.cat([torch.zeros_like(frames.depth_map[:1]), frames.depth_map[1:]]),
     )
     assert torch.equal(model()(frames).rendered.features, model()(others).rendered.features)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, lambda rgb, a: torch.where(a > 0.5, rgb, 1.0)),
+        ({"mask_threshold": 0.2}, lambda rgb, a: torch.where(a > 0.2, rgb, 1.0)),
+        ({"mask_threshold": None}, lambda rgb, a: rgb * a + (1.0 - a)),
+        ({"mask_images": False}, lambda rgb, a: rgb),
+    ],
+    ids=["by default", "lower", "blended", "as they are"],
+)
+def test_photographs_are_masked_as_by_models_that_render_rays(options: dict, expected: Callable) -> None:
+    frames = ball(orbit(3, size=SIZE))
+    assert frames.image_rgb is not None and frames.depth_map is not None
+    alpha = torch.linspace(0.0, 1.0, SIZE).expand(3, 1, SIZE, SIZE)
+    targets = model(bg_color=(1.0, 1.0, 1.0), **options)(replace(frames, fg_probability=alpha)).targets
+    rgb, depth, a = (im[:1].permute(0, 2, 3, 1) for im in (frames.image_rgb, frames.depth_map, alpha))
+    torch.testing.assert_close(targets.rgb, expected(rgb, a))
+    assert targets.depth is not None and torch.equal(targets.depth > 0, (depth > 0) & (a > 0.5))
 
 
 @pytest.mark.parametrize("name", ["fg_probability", "depth_mask", "mask_crop"])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nerf_trainer.conditioning.feature_aggregators import FeatureAggregatorBase
 from nerf_trainer.conditioning.feature_extractor import FeatureExtractorBase
-from nerf_trainer.conditioning.global_encoders import GlobalEncoderBase
+from nerf_trainer.conditioning.global_encoders import GlobalEncoderBase, HarmonicTimeEncoder, SequenceAutodecoder
 from nerf_trainer.conditioning.view_pooler import ViewPooler
 from nerf_trainer.conditioning.view_sampler import SampledViews
 from nerf_trainer.config import Factory
@@ -174,6 +174,56 @@ def test_no_pass_is_too_few() -> None:
 def test_each_pass_has_a_field_of_its_own() -> None:
     model = GenericModel(num_passes=3, implicit_function=SMALL_NERF)
     assert len({id(field) for field in model.passes()}) == 3
+
+
+class Wrapper(torch.nn.Module):
+    """What compilers and hooks put around a module."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+@pytest.mark.parametrize("make", [GenericModel, OverfitModel])
+def test_a_wrapped_field_does_not_vanish(make: type[RayModel]) -> None:
+    model = make(implicit_function=SMALL_NERF)
+    model._fields[0] = Wrapper(model._fields[0])
+    with pytest.raises(TypeError, match="found a Wrapper among the fields"):
+        model.passes()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "capturable"),
+    [(None, True), (HarmonicTimeEncoder(), True), (SequenceAutodecoder(), False), (LengthEncoder(), False)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_step_is_captured_only_if_the_encoder_allows_it(encoder: GlobalEncoderBase | None, capturable: bool) -> None:
+    assert GenericModel(implicit_function=SMALL_NERF, global_encoder=encoder).capturable == capturable
+
+
+class Asker(AdaptiveRaySampler):
+    """A sampler that reads a tensor back, and says so."""
+
+    @property
+    def capturable(self) -> bool:
+        return False
+
+
+def test_a_step_is_captured_only_if_the_sampler_allows_it() -> None:
+    assert not GenericModel(implicit_function=SMALL_NERF, raysampler=Asker()).capturable
+
+
+def test_what_source_views_were_padded_with_is_not_looked_at() -> None:
+    """The second view's photograph is nothing but padding: what is painted there changes nothing."""
+    model, frames = conditioned_model().eval(), photographs(3)
+    real = torch.ones(3, 1, 8, 8)
+    real[1] = 0.0
+    painted = replace(frames, mask_crop=real, image_rgb=frames.image_rgb.clone())
+    painted.image_rgb[1] = 1.0
+    with torch.no_grad():
+        model(replace(frames, mask_crop=real)), model(painted)
+    before, after = recorder(model).seen
+    assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize("training", [True, False])
