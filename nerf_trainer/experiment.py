@@ -111,31 +111,38 @@ class Experiment(Configurable):
                 )
             folder = make_run_folder(folder)
         if self.training_loop.eval_only:  # may go on beside the training; results files are replaced as a whole
-            result = self._run(folder, text, runtime, display)
+            result, model = self._run(folder, text, runtime, display)
         else:
             folder = make_run_folder(folder)
             with exclusive(folder) if runtime.is_main else nullcontext():
-                result = self._run(folder, text, runtime, display)
+                result, model = self._run(folder, text, runtime, display)
         if result.last_rows and runtime.is_main:
             _summarize(folder, runtime, result, time.monotonic() - started)
-            for line in self._next_commands(folder, words):
+            for line in self._next_commands(folder, words, can_fly=not model.looks_at_source_views):
                 display.line(line)
         return result
 
-    def _next_commands(self, folder: Path, words: Sequence[str] | None) -> list[str]:
-        """What to type next, ready to be copied; to evaluate only where it is known how the run was started."""
+    def _next_commands(self, folder: Path, words: Sequence[str] | None, can_fly: bool) -> list[str]:
+        """What to type next, ready to be copied; to evaluate only where it is known how the run was started.
+
+        Args:
+            can_fly: whether the model renders views from anywhere, as fly-arounds need.
+        """
         commands = []
         if words is not None:
             again = without(words, ["eval_only"])
             if folder != Path(self.exp_dir).expanduser():
                 again = [*without(again, ["exp_dir"]), assignment("exp_dir", str(folder))]
             commands.append(shell_line("nerf_runner", [*again, "eval_only=True"]))
-        if (folder / run_config.FILE_NAME).exists():
+        if can_fly and (folder / run_config.FILE_NAME).exists():
             plugins = [listing("plugins", self.plugins)] if self.plugins else []
             commands.append(shell_line("nerf_visualizer", [assignment("exp_dir", str(folder)), *plugins]))
         return ["next:", *(f"  {command}" for command in commands)] if commands else []
 
-    def _run(self, folder: Path, text: str | None, runtime: Runtime, display: Display) -> LoopResult:
+    def _run(
+        self, folder: Path, text: str | None, runtime: Runtime, display: Display
+    ) -> tuple[LoopResult, ImplicitronModelBase]:
+        """The run, and the model that it began with."""
         status = StatusFile(folder if runtime.is_main and not self.training_loop.eval_only else None)
         try:
             run, datasets = self._prepare(folder, text, runtime, display, status)
@@ -145,7 +152,7 @@ class Experiment(Configurable):
                     f"already complete: {state.epoch} epochs, {state.step} steps in {folder}; "
                     "raise max_epochs to train on, or set eval_only=True to evaluate"
                 )
-                return LoopResult(state.step, state.epoch)
+                return LoopResult(state.step, state.epoch), run.model
             self._introduce(run, datasets)
             if text is not None and run.checkpoint is not None:
                 for notice in run_config.derived_changes(folder, text):
@@ -168,7 +175,7 @@ class Experiment(Configurable):
             status.write("failed", 1, f"{type(error).__name__}: {error}")
             raise
         status.write("done", 0)
-        return result
+        return result, run.model
 
     def _prepare(
         self, folder: Path, text: str | None, runtime: Runtime, display: Display, status: StatusFile
@@ -212,10 +219,20 @@ class Experiment(Configurable):
             f"{begins} in {run.exp_dir}",
         ]
         run.display.line(" | ".join(facts))
-        train = run.loaders.train
-        of_model = run.model.check_data(train.contents) if train is not None else ()
-        for notice in (*datasets.notices, *of_model):
+        for notice in (*datasets.notices, *self._check_data(run)):
             run.display.note(notice)
+
+    def _check_data(self, run: TrainingRun) -> tuple[str, ...]:
+        """What the model has to say of the splits that will be looked at; an evaluation meets what there is."""
+        loop, train = self.training_loop, run.loaders.train
+        if train is None or loop.eval_only:
+            return ()
+        val, test = run.loaders.val if loop.with_val else None, run.loaders.test if loop.with_test else None
+        return run.model.check_data(
+            train.contents,
+            val=None if val is None else val.contents,
+            test=None if test is None else test.contents,
+        )
 
 
 def _set_option(component: Configurable, name: str, value: object) -> None:
@@ -237,7 +254,8 @@ def _views(datasets: DatasetMap) -> str:
     for name, dataset in datasets.items():
         sizes = {tuple(size) for size in dataset.image_sizes_hw.tolist()}
         size = "x".join(map(str, sizes.pop())) if len(sizes) == 1 else "mixed sizes"
-        parts.append(f"{name} {len(dataset)}" + (f" views of {size}" if size != last_size else ""))
+        n_views = len(dataset.get_eval_batches() or dataset)
+        parts.append(f"{name} {n_views}" + (f" views of {size}" if size != last_size else ""))
         last_size = size
     return ", ".join(parts) or "no data"
 

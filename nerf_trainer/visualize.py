@@ -119,6 +119,11 @@ class VisualizeConfig(Configurable):
         dataset = saved.dataset(self.split)
         sequences = self._sequences(dataset)
         model, step = saved.model(self.resume_epoch)
+        if model.looks_at_source_views:
+            raise ConfigError(
+                f"exp_dir: the model of {folder} looks at source views, which fly-arounds do not have; expected a run"
+                " without view_pooler_enabled; evaluate this one by nerf_runner with eval_only=True"
+            )
         model = model.to(runtime.device)
         output = Path(self.output_directory).expanduser() if self.output_directory else folder / "video"
         display.line(

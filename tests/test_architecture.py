@@ -43,6 +43,7 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/test_growing_grids.py": "recipes of each kind of grid, whose grids grow within a training",
     "tests/test_quickstart.py": "what a recipe reaches",
     "tests/test_multirun.py": "trainings that other commands start",
+    "tests/test_source_views.py": "what whole runs need beside their targets",
     "tests/training/test_two_processes.py": "nerf_runner on two ranks",
     "tests/test_wheel.py": "the package as it is installed",
     "tests/scenes/test_quickstart_scene.py": "the embedded scene as it is shipped",

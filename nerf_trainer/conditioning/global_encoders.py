@@ -59,6 +59,10 @@ class GlobalEncoderBase(ReplaceableBase, torch.nn.Module):
             ConfigError: there are more of them than there is room for.
         """
 
+    def without_code(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the sequences whose frames have no code; asked after `learn_sequences`."""
+        return ()
+
 
 class Autodecoder(Configurable, nn.Module):
     """A table of codes, and which row is whose; both are saved with the weights.
@@ -109,6 +113,12 @@ class Autodecoder(Configurable, nn.Module):
             raise ConfigError(keyed_line(_N_INSTANCES, message))
         names = (*self._rows, *new)
         self._take(names, _packed(names))
+
+    def without_code(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the sequences that have no row; none before rows are given to any."""
+        if self.ignore_input or not self._rows:
+            return ()
+        return tuple(name for name in names if name not in self._rows)
 
     def forward(self, frames: FrameData) -> Float[Tensor, "B D"]:
         """The code of each frame's sequence, float32.
@@ -183,6 +193,9 @@ class SequenceAutodecoder(GlobalEncoderBase):
 
     def learn_sequences(self, names: Sequence[str]) -> None:
         self.autodecoder.learn_sequences(names)
+
+    def without_code(self, names: Sequence[str]) -> tuple[str, ...]:
+        return self.autodecoder.without_code(names) if self.encoding_dim > 0 else ()
 
     def forward(self, frames: FrameData) -> Float[Tensor, "B D"]:
         return self.autodecoder(frames)

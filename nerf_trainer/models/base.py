@@ -68,6 +68,11 @@ class Predictions:
         return self.masks_render / self.depths_render.clamp(min=1e-6)
 
 
+def no_evaluation(split: str) -> str:
+    """The options that leave out the evaluation of a split, `val` or `test`, for messages."""
+    return "validation_interval=0" if split == "val" else "test_when_finished=false and test_interval=0"
+
+
 class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
     """A model: `self.training` is the one switch between training and evaluation."""
 
@@ -78,14 +83,20 @@ class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
     def forward(self, frames: FrameData) -> Predictions:
         """Render the batch's target views, whole in evaluation and drawn rays in training, and score them."""
 
-    def check_data(self, train: FrameContents) -> tuple[str, ...]:
+    def check_data(
+        self, train: FrameContents, val: FrameContents | None = None, test: FrameContents | None = None
+    ) -> tuple[str, ...]:
         """Notices, one line each, about losses and logged names that will not come, and whatever else won't be as said.
+
+        Asked before the first step, after `learn_sequences`.
 
         Args:
             train: what the training batches hold.
+            val: what those of validation hold; None where there will be no validation.
+            test: what those of tests hold; None where there will be no tests.
 
         Raises:
-            ConfigError: the model can't be trained on such batches.
+            ConfigError: the model can't be trained, or evaluated, on such batches.
         """
         return ()
 
@@ -98,6 +109,11 @@ class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
         Raises:
             ConfigError: there are more of them than the model has room for.
         """
+
+    @property
+    def looks_at_source_views(self) -> bool:
+        """Whether a view is rendered from others of its batch, which a camera path by itself has not."""
+        return False
 
     @property
     def capturable(self) -> bool:

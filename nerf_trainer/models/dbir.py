@@ -82,6 +82,10 @@ class ModelDBIR(ImplicitronModelBase):
             targets = self._targets(target, size_hw, along_axis)
         return Predictions(rendered=rendered, targets=targets)
 
+    @property
+    def looks_at_source_views(self) -> bool:
+        return True
+
     def _drawn(
         self, points: Float[Tensor, "n 3"], colors: Float[Tensor, "n 3"]
     ) -> tuple[Float[Tensor, "m 3"], Float[Tensor, "m 3"]]:

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from nerf_trainer.conditioning.feature_extractor import FeatureExtractorBase
 from nerf_trainer.conditioning.view_pooler import ViewPooler
 from nerf_trainer.conditioning.view_sampler import SourceViews
 from nerf_trainer.config import Factory, choice, nested, registry
-from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.errors import ConfigError, DataError, shown
 from nerf_trainer.fields.base import FieldInputs, ImplicitFunctionBase, as_fields
 from nerf_trainer.frames import FrameContents, FrameData
+from nerf_trainer.models.base import no_evaluation
 from nerf_trainer.models.photographs import over
 from nerf_trainer.models.ray_model import RayModel
 
@@ -60,15 +61,20 @@ class GenericModel(RayModel):
         """Extract features of every frame of the batch; the targets are among them and told apart by a mask.
 
         Raises:
-            DataError: the batch has no images, or no view beside its target.
+            DataError: the batch has no images, or no other view of its target's sequence; of several targets, in
+                training, one must have some.
         """
         assert self.image_feature_extractor is not None
         if frames.image_rgb is None:
             raise DataError("the batch has no images, which a model with a view pooler looks at")
-        if len(frames) < 2:
+        same = _same_sequence(views, frames)
+        without = [i for i, row in enumerate(same) if sum(row) < 2]
+        if without and (not self.training or len(without) == len(views)):
+            name = f" of {shown(frames.sequence_name[without[0]])}" if frames.sequence_name else ""
             raise DataError(
-                "the batch has one view, expected source views beside the target; set images_per_seq_options in the"
-                " loader for training and n_known_frames_for_test in the dataset for tests"
+                f"the batch has one view{name}, expected source views of the same sequence beside the target; set"
+                " images_per_seq_options of the loader for training, n_known_frames_for_test of the dataset for"
+                " evaluation"
             )
         images, alpha = self._masked_images(frames.image_rgb, frames.fg_probability), frames.fg_probability
         return SourceViews(
@@ -76,7 +82,7 @@ class GenericModel(RayModel):
             cameras=frames.cameras,
             fg_probability=alpha,
             mask_crop=frames.mask_crop,
-            same_sequence=_same_sequence(views, frames),
+            same_sequence=torch.tensor(same, device=images.device),
             is_target=torch.eye(len(views), len(frames), dtype=torch.bool, device=images.device),
         )
 
@@ -96,20 +102,48 @@ class GenericModel(RayModel):
         """Source views come from the host with each batch, and their sizes and sequences are looked at there."""
         return super().capturable and self._pooler is None
 
-    def check_data(self, train: FrameContents) -> tuple[str, ...]:
-        if train.is_resident and self._pooler is not None:
-            raise ConfigError(
-                "view_pooler_enabled: true on a resident scene, which comes without images to look at; expected"
-                " SequenceDataLoaderMapProvider with images_per_seq_options"
-            )
+    @property
+    def looks_at_source_views(self) -> bool:
+        return self._pooler is not None
+
+    def check_data(
+        self, train: FrameContents, val: FrameContents | None = None, test: FrameContents | None = None
+    ) -> tuple[str, ...]:
+        if self.looks_at_source_views:
+            _check_source_views(train, val, test)
         extractor = self.image_feature_extractor
-        return (*super().check_data(train), *(() if extractor is None else extractor.notices))
+        return (*super().check_data(train, val, test), *(() if extractor is None else extractor.notices))
 
 
-def _same_sequence(views: FrameData, frames: FrameData) -> Bool[Tensor, "B V"]:
-    """Which frames show the sequence of each target; all of them where sequences have no names."""
-    device = frames.cameras.device
+def _check_source_views(train: FrameContents, val: FrameContents | None, test: FrameContents | None) -> None:
+    """Refuse batches that may leave a target without views to look at.
+
+    Raises:
+        ConfigError: there are such, in training or in evaluation.
+    """
+    if train.is_resident:
+        raise ConfigError(
+            "view_pooler_enabled: true on a resident scene, which comes without images to look at; expected"
+            " SequenceDataLoaderMapProvider with images_per_seq_options"
+        )
+    if train.fewest_source_views == 0:
+        raise ConfigError(
+            "images_per_seq_options: training batches may have a single view of the target's sequence, expected source"
+            " views beside it for view_pooler_enabled: true; set images_per_seq_options of"
+            " SequenceDataLoaderMapProvider to numbers of at least 2 and batch_size no lower, and train on sequences"
+            " of as many images"
+        )
+    for split, contents in (("val", val), ("test", test)):
+        if contents is not None and contents.fewest_source_views == 0:
+            raise ConfigError(
+                f"n_known_frames_for_test: {split} has views without source views of their sequence, which"
+                " view_pooler_enabled: true looks at; set n_known_frames_for_test of the dataset to at least 1, or"
+                f" {no_evaluation(split)}"
+            )
+
+
+def _same_sequence(views: FrameData, frames: FrameData) -> list[list[bool]]:
+    """For each target, which frames show its sequence; all of them where sequences have no names."""
     if not frames.sequence_name:
-        return torch.ones(len(views), len(frames), dtype=torch.bool, device=device)
-    same = [[name == other for other in frames.sequence_name] for name in views.sequence_name]
-    return torch.tensor(same, device=device)
+        return [[True] * len(frames) for _ in range(len(views))]
+    return [[name == other for other in frames.sequence_name] for name in views.sequence_name]

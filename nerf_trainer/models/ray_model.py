@@ -11,13 +11,13 @@ from torch import Tensor
 
 from nerf_trainer.conditioning.global_encoders import GlobalEncoderBase
 from nerf_trainer.config import Factory, choice
-from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.errors import ConfigError, DataError, shown
 from nerf_trainer.fields.base import BoundField, FieldInputs, FieldSpec, ImplicitFunctionBase
 from nerf_trainer.frames import FrameContents, FrameData
 from nerf_trainer.losses.regularization import ModelPart, RegularizationMetricsBase
 from nerf_trainer.losses.view_metrics import ViewMetricsBase
 from nerf_trainer.losses.weights import check_loss_weights, idle_weights, weigh
-from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
+from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets, no_evaluation
 from nerf_trainer.models.photographs import Background, at_rays, over
 from nerf_trainer.models.rasterization import rasterize_rays
 from nerf_trainer.models.ray_defaults import DEFAULT_LOG_VARS, TRAINER_LOG_VARS, default_loss_weights
@@ -286,7 +286,11 @@ class RayModel(ImplicitronModelBase):
         background = self._bg_color.expand_as(rgb) if rays.background is None else rays.background
         return over(rgb, alpha if self.mask_images else None, background, self.mask_threshold)
 
-    def check_data(self, train: FrameContents) -> tuple[str, ...]:
+    def check_data(
+        self, train: FrameContents, val: FrameContents | None = None, test: FrameContents | None = None
+    ) -> tuple[str, ...]:
+        self._check_codes("val", val)
+        self._check_codes("test", test)
         if train.is_resident and self.sampling_mode_training is RenderSamplingMode.full_grid:
             raise ConfigError(
                 "sampling_mode_training: full_grid on a resident scene would render every pixel of it in each step;"
@@ -296,6 +300,20 @@ class RayModel(ImplicitronModelBase):
         logged = {*self._producible(FrameContents()), *TRAINER_LOG_VARS}
         silent = [name for name in self.log_vars if name not in logged]
         return (*notices, *([f"log_vars: this model never produces {', '.join(silent)}"] if silent else []))
+
+    def _check_codes(self, split: str, contents: FrameContents | None) -> None:
+        """Refuse to evaluate sequences that will never have a code."""
+        if contents is None or self.global_encoder is None:
+            return
+        unknown = self.global_encoder.without_code(contents.sequence_names)
+        if unknown:
+            first, *others = unknown
+            more = f" and {len(others)} more" if others else ""
+            raise ConfigError(
+                f"global_encoder_class_type: {type(self.global_encoder).__name__} learns a code of each sequence that"
+                f" is trained on, but {split} has others: {shown(first)}{more}; evaluate what is trained on, as by"
+                f" evaluate=KNOWN_SCENES of the dataset, or set {no_evaluation(split)}"
+            )
 
     def _producible(self, contents: FrameContents) -> set[str]:
         """Names of the losses that such batches give."""

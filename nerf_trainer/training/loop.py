@@ -55,6 +55,16 @@ class TrainingLoopBase(ReplaceableBase):
         """
 
     @property
+    def with_val(self) -> bool:
+        """Whether a training looks at the validation views."""
+        return False
+
+    @property
+    def with_test(self) -> bool:
+        """Whether a training looks at the test views, on its way or at its end."""
+        return self.test_when_finished
+
+    @property
     def checkpoints_kept(self) -> int | None:
         """How many checkpoints a run keeps; None for all."""
         return 2
@@ -118,6 +128,16 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
         for name, count in counts.items():
             if count < 1:
                 raise ConfigError(f"{name}: {count}; expected at least 1")
+
+    @property
+    def with_val(self) -> bool:
+        """See the base class."""
+        return self.validation_interval > 0
+
+    @property
+    def with_test(self) -> bool:
+        """See the base class."""
+        return self.test_interval > 0 or self.test_when_finished
 
     @property
     def checkpoints_kept(self) -> int | None:
@@ -186,8 +206,8 @@ class _Training:
             self._stats,
             loop.evaluator,
             signals,
-            with_val=loop.validation_interval > 0,
-            with_test=loop.test_interval > 0 or loop.test_when_finished,
+            with_val=loop.with_val,
+            with_test=loop.with_test,
         )
         self._saved_at = time.monotonic()
         self._last_train_row: Row = {}

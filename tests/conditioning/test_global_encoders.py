@@ -142,6 +142,15 @@ def test_a_sequence_that_was_not_trained_on_is_refused():
         made(FrameData(cameras=orbit(2)))
 
 
+def test_who_has_no_code():
+    made = encoder(names=("bear", "cup"))
+    assert made.without_code(("ant", "bear", "dog")) == ("ant", "dog") and made.without_code(("cup",)) == ()
+    assert encoder().without_code(("ant",)) == (), "nothing is known yet"
+    assert encoder(dim=0, names=("bear",)).without_code(("ant",)) == ()
+    assert encoder(ignore_input=True, names=("bear",)).without_code(("ant",)) == ()
+    assert HarmonicTimeEncoder().without_code(("ant",)) == ()
+
+
 def test_options_are_checked():
     for option, value in (("encoding_dim", -1), ("n_instances", 0)):
         with pytest.raises(ConfigError, match=f"{option}: found {value}, expected a whole number"):

@@ -298,3 +298,7 @@ def test_a_run_says_what_is_missing_and_trains_nothing(tmp_path: Path) -> None:
         experiment(root, "run", load_depth=False).run()
     with pytest.raises(ConfigError, match="ModelDBIR has no parameters to train; set eval_only=true"):
         experiment(root, "run", eval_only=False).run()
+
+
+def test_it_renders_no_camera_path_by_itself():
+    assert ModelDBIR().looks_at_source_views

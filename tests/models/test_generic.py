@@ -151,6 +151,39 @@ def test_a_batch_without_sources_says_how_to_get_them() -> None:
         conditioned_model()(photographs(1))
 
 
+def test_views_of_other_sequences_are_no_sources() -> None:
+    model = conditioned_model()
+    frames = photographs(3, ("chair", "sofa", "sofa"))
+    for training in (True, False):
+        with pytest.raises(DataError, match=r"one view of 'chair'.*n_known_frames_for_test"):
+            model.train(training)(frames)
+    model.train().n_train_target_views = -1
+    assert model(frames).objective is not None, "the sofas are learned from"
+
+
+def test_of_several_targets_each_has_its_own_sources() -> None:
+    model = conditioned_model(n_train_target_views=-1).train()
+    frames = photographs(4, ("chair", "sofa", "chair", "sofa"))
+    model(frames)
+    (told,) = recorder(model).seen
+    assert told.shape[0] == 4 and told.isfinite().all()
+
+
+def test_source_views_are_asked_for_before_training() -> None:
+    model, some, none = conditioned_model(), FrameContents(fewest_source_views=1), FrameContents(fewest_source_views=0)
+    assert model.looks_at_source_views
+    assert model.check_data(FrameContents(), FrameContents(), FrameContents()) == model.check_data(some, some, some)
+    with pytest.raises(ConfigError, match=r"^images_per_seq_options: .*at least 2"):
+        model.check_data(none, some, some)
+    with pytest.raises(ConfigError, match=r"^n_known_frames_for_test: val .*validation_interval=0"):
+        model.check_data(some, none, some)
+    with pytest.raises(ConfigError, match=r"^n_known_frames_for_test: test .*test_interval=0"):
+        model.check_data(some, None, none)
+    other = GenericModel(implicit_function=SMALL_NERF)
+    other.check_data(none, none, none)
+    assert not other.looks_at_source_views
+
+
 @pytest.mark.parametrize("given", ["extractor", "pooler"])
 def test_extractor_and_pooler_need_each_other(given: str) -> None:
     pooler = Factory.of(ViewPooler, feature_aggregator=Factory.of(BrightestView))
