@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.record import passport, write
 from nerf_trainer.cameras.cameras import Cameras
@@ -214,9 +214,9 @@ def make_model(name: str, n_targets: int) -> RayModel:
         "render_image_height": 6,
         "render_image_width": 6,
     }
-    config = OmegaConf.structured(schema(GenericModel))
-    for part in (common, *CASES[name]):
-        config = OmegaConf.merge(config, OmegaConf.create(dict(part)))
+    parts = [OmegaConf.create(dict(part)) for part in (common, *CASES[name])]
+    config = OmegaConf.merge(OmegaConf.structured(schema(GenericModel)), *parts)
+    assert isinstance(config, DictConfig)
     return build(GenericModel, config)
 
 
