@@ -28,6 +28,7 @@ SCENE = (
     f"{SOURCE}.dataset_map_provider_class_type=BlenderDatasetMapProvider",
     f"{SOURCE}.dataset_map_provider_BlenderDatasetMapProvider_args.base_dir={REPOSITORY / 'scenes' / 'quickstart'}",
     f"{SOURCE}.dataset_map_provider_BlenderDatasetMapProvider_args.object_name=scene",
+    f"{FACTORY}.model_class_type=OverfitModel",
 )
 
 Run = Callable[..., tuple[int, str, str]]
