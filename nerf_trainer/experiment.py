@@ -101,6 +101,8 @@ class Experiment(Configurable):
         runtime = Runtime(self.seed, self.precision, self.deterministic, self.detect_anomaly)
         display = Display(runtime.is_main)
         text = run_config.to_text(config) if config is not None else None
+        for notice in run_config.without_effect(config, words or ()) if config is not None else ():
+            display.note(notice)
         folder = Path(self.exp_dir).expanduser()
         if text is not None and self.model_factory.resume and not self.training_loop.eval_only:
             folder = run_config.settle_folder(folder, text, self.on_conflict)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,23 @@ def other_settings(folder: Path, text: str) -> list[str]:
     """A notice of what an evaluation sets otherwise than the training did; it may, as long as the weights fit."""
     found = _conflict(folder, text)
     return [f"evaluated with other settings than it was trained with ({_some(found)})"] if found else []
+
+
+def without_effect(cfg: DictConfig, words: Iterable[str]) -> list[str]:
+    """A notice for each override on a command line that sets an option of what is not chosen or not enabled."""
+    used = prune(cfg)
+    notices = []
+    for key in (word.lstrip("+~").partition("=")[0] for word in words if "=" in word):
+        whole: Any = cfg
+        chosen: Any = used
+        for part in key.split("."):
+            if not isinstance(whole, DictConfig) or part not in whole:
+                break
+            if part not in chosen:
+                notices.append(f"{key}: has no effect, for {part} is not what is chosen there")
+                break
+            whole, chosen = whole._get_node(part), chosen._get_node(part)
+    return notices
 
 
 def _some(found: Mapping[str, tuple[Any, Any]]) -> str:

@@ -12,6 +12,7 @@ from nerf_trainer.training.run_config import (
     save,
     settle_folder,
     to_text,
+    without_effect,
 )
 
 CONFIG = {
@@ -127,3 +128,16 @@ def test_an_evaluation_says_what_it_sets_otherwise(tmp_path):
     assert other_settings(folder, changed()) == []
     (notice,) = other_settings(folder, changed(seed=2))
     assert "seed: 1 -> 2" in notice
+
+
+def test_options_of_what_is_not_chosen_are_named() -> None:
+    words = [
+        "model_factory_G_args.unused=2",
+        "model_factory_F_args.model_M_args.width=9",
+        "+model_factory_F_args.model_M_args.more=9",
+        "seed=3",
+        "~seed",
+        "--config-name",
+    ]
+    (notice,) = without_effect(OmegaConf.create(CONFIG), words)
+    assert notice.startswith("model_factory_G_args.unused: has no effect") and "model_factory_G_args" in notice
