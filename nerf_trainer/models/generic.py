@@ -82,7 +82,8 @@ class GenericModel(RayModel):
             cameras=frames.cameras,
             fg_probability=alpha,
             mask_crop=frames.mask_crop,
-            same_sequence=torch.tensor(same, device=images.device),
+            # Pinned, so that the host does not wait for the device.
+            same_sequence=torch.tensor(same, pin_memory=images.is_cuda).to(images.device, non_blocking=True),
             is_target=torch.eye(len(views), len(frames), dtype=torch.bool, device=images.device),
         )
 

@@ -151,12 +151,13 @@ def without_effect(cfg: DictConfig, words: Iterable[str]) -> list[str]:
         whole: Any = cfg
         chosen: Any = used
         for part in key.split("."):
-            if not isinstance(whole, DictConfig) or part not in whole:
+            whole = whole._get_node(part) if isinstance(whole, DictConfig) else None
+            if whole is None:
                 break
-            if part not in chosen:
+            chosen = chosen._get_node(part)
+            if chosen is None:
                 notices.append(f"{key}: has no effect, for {part} is not what is chosen there")
                 break
-            whole, chosen = whole._get_node(part), chosen._get_node(part)
     return notices
 
 

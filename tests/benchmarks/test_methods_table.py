@@ -18,6 +18,7 @@ def test_every_measured_method_has_a_row(scene: str) -> None:
 def test_conditioned_models_look_at_their_source_views() -> None:
     """With another scene's images in place of the source views they must be worse, by a lot."""
     rows = [line for line in methods_table.tables().splitlines() if "| unseen |" in line]
+    assert len(rows) == 4
     for line in rows:
         psnr, shuffled = (float(line.split("|")[i]) for i in (6, 9))
         assert ("solids_base" in line and psnr == shuffled) or psnr > shuffled + 3.0, line

@@ -98,7 +98,7 @@ def photographs(n: int, sequences: Sequence[str] | None = None) -> FrameData:
     )
 
 
-def conditioned_model(**options: object) -> GenericModel:
+def conditioned_model(n_train_target_views: int = 1) -> GenericModel:
     return GenericModel(
         raysampler=FEW_SAMPLES,
         implicit_function=Factory.of(Recorder),
@@ -107,7 +107,7 @@ def conditioned_model(**options: object) -> GenericModel:
         global_encoder=LengthEncoder(),
         render_image_height=4,
         render_image_width=4,
-        **options,  # type: ignore[arg-type]
+        n_train_target_views=n_train_target_views,
     )
 
 
@@ -133,7 +133,8 @@ def test_plug_ins_are_told_every_width() -> None:
 def test_only_the_target_s_own_sequence_is_looked_at() -> None:
     model = conditioned_model().eval()
     frames = photographs(3, ("chair", "sofa", "chair"))
-    other = replace(frames, image_rgb=frames.image_rgb.clone())  # type: ignore[union-attr]
+    assert frames.image_rgb is not None
+    other = replace(frames, image_rgb=frames.image_rgb.clone())
     assert other.image_rgb is not None
     other.image_rgb[1] = 0.0
     with torch.no_grad():
