@@ -37,14 +37,9 @@ from nerf_trainer.errors import ConfigError, DataError
 _LENS = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
-@registry.register
-class BlenderDatasetMapProvider(DatasetMapProviderBase):
-    """The splits of a NeRF-synthetic scene. Background colour is the model's business; images keep their alpha."""
+class BlenderSceneOptions(DatasetMapProviderBase):
+    """How scenes in Blender format are read, one or many."""
 
-    base_dir: str
-    """The scene's folder, with its transforms_*.json; `scene://quickstart` is the scene that comes with the package."""
-    object_name: str
-    """The scene's name, for messages."""
     n_known_frames_for_test: int | None = None
     """How many training frames each val and test view comes with as source views; null for none."""
     testskip: int = 1
@@ -66,6 +61,16 @@ class BlenderDatasetMapProvider(DatasetMapProviderBase):
         ):
             if value < least:
                 raise ConfigError(f"{name}: found {value}, expected a whole number of at least {least}")
+
+
+@registry.register
+class BlenderDatasetMapProvider(BlenderSceneOptions):
+    """The splits of a NeRF-synthetic scene. Background colour is the model's business; images keep their alpha."""
+
+    base_dir: str
+    """The scene's folder, with its transforms_*.json; `scene://quickstart` is the scene that comes with the package."""
+    object_name: str
+    """The scene's name, for messages."""
 
     def get_dataset_map(self) -> DatasetMap:
         root = scene_folder(self.base_dir)

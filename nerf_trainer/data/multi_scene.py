@@ -11,10 +11,9 @@ from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import registry
-from nerf_trainer.data.blender import BlenderDatasetMapProvider
+from nerf_trainer.data.blender import BlenderDatasetMapProvider, BlenderSceneOptions
 from nerf_trainer.data.files import scene_folder, shown
-from nerf_trainer.data.images import MAX_MEGAPIXELS
-from nerf_trainer.data.splits import UNSEEN, DatasetBase, DatasetMap, DatasetMapProviderBase
+from nerf_trainer.data.splits import UNSEEN, DatasetBase, DatasetMap
 from nerf_trainer.errors import ConfigError, DataError, keyed_line, unknown_name
 from nerf_trainer.frames import FrameContents, FrameData
 
@@ -117,7 +116,7 @@ class EvaluatedScenes(Enum):
 
 
 @registry.register
-class MultiSceneDatasetMapProvider(DatasetMapProviderBase):
+class MultiSceneDatasetMapProvider(BlenderSceneOptions):
     """A folder of scenes in Blender format, trained on together; what `BlenderDatasetMapProvider` says of a scene
     holds for each.
 
@@ -136,20 +135,9 @@ class MultiSceneDatasetMapProvider(DatasetMapProviderBase):
     """How many scenes to hold out, the last in the order of their names; an alternative to `test_scenes`."""
     evaluate: EvaluatedScenes = EvaluatedScenes.UNSEEN_SCENES
     """Which scenes' test views are evaluated: UNSEEN_SCENES, KNOWN_SCENES, ALL_SCENES."""
-    n_known_frames_for_test: int | None = None
-    """How many train views of its scene each test view comes with as source views; null for none."""
-    testskip: int = 1
-    """Take every testskip-th test view of a scene."""
-    downscale_factor: int = 1
-    """Average blocks of this many pixels squared: 2 is half resolution."""
-    load_depth: bool = True
-    """Load the exact depth that some scenes have beside their test images."""
-    max_megapixels: float = MAX_MEGAPIXELS
-    """Largest image accepted, in millions of pixels; checked before it is decoded."""
-    allow_external: bool = False
-    """Accept images outside of their scene's folder, as links or by their paths."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_held_out_scenes < 0:
             raise ConfigError(
                 f"n_held_out_scenes: found {self.n_held_out_scenes}, expected a whole number of 0 or more"
