@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nerf_trainer.cameras.lenses import Lenses
 from nerf_trainer.geometry.rotation import rotate
 
 
@@ -31,6 +32,11 @@ class Cameras:
     """Principal point (x, y), pixels."""
     image_size_hw: Int[Tensor, "B 2"]
     """Image sizes (height, width), pixels. Stays in host memory on every device: shapes are decided there."""
+    lenses: Lenses | None = None
+    """What the lenses do to the image; None where no view is distorted."""
+    bounds: Float[Tensor, "B 2"] | None = None
+    """Nearest and farthest depth along each view's axis that the dataset knows of, world units; None where it says
+    nothing."""
 
     def __len__(self) -> int:
         return self.R.shape[0]
@@ -40,8 +46,17 @@ class Cameras:
         if isinstance(index, int):
             index = slice(index, index + 1) if index != -1 else slice(-1, None)
         host_index = index.cpu() if isinstance(index, Tensor) else index
-        rest = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "image_size_hw"}
+        return self.select(index, host_index)
+
+    def select(self, index: slice | Sequence[int] | Tensor, host_index: slice | Sequence[int] | Tensor) -> Self:
+        """The views at `index`; `host_index` is the same in host memory, so that a GPU is not waited for."""
+        rest = {name: value[index] for name, value in self._on_device().items()}
         return replace(self, **rest, image_size_hw=self.image_size_hw[host_index])
+
+    def _on_device(self) -> dict[str, Tensor | Lenses]:
+        """The fields that move with the batch, those that are None left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_size_hw"}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def device(self) -> torch.device:
@@ -49,13 +64,23 @@ class Cameras:
 
     def to(self, device: torch.device | str) -> Self:
         """The same views with their tensors on `device` (image sizes stay on the host)."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "image_size_hw"}
-        return replace(self, **moved)
+        return replace(self, **{name: value.to(device) for name, value in self._on_device().items()})
 
     @classmethod
     def cat(cls, batches: Sequence["Cameras"]) -> "Cameras":
-        """One batch out of several."""
-        return cls(**{f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(cls)})
+        """One batch out of several; bounds only where all have them."""
+        bounds = [b.bounds for b in batches if b.bounds is not None]
+        distorted = any(b.lenses is not None for b in batches)
+        lenses = [b.lenses or Lenses.pinholes(len(b), b.device) for b in batches]
+        return cls(
+            R=torch.cat([b.R for b in batches]),
+            T=torch.cat([b.T for b in batches]),
+            focal=torch.cat([b.focal for b in batches]),
+            principal_point=torch.cat([b.principal_point for b in batches]),
+            image_size_hw=torch.cat([b.image_size_hw for b in batches]),
+            lenses=Lenses.cat(lenses) if distorted else None,
+            bounds=torch.cat(bounds) if len(bounds) == len(batches) else None,
+        )
 
     @property
     def centers(self) -> Float[Tensor, "B 3"]:

@@ -131,7 +131,7 @@ def trajectory(
     else:
         positions = _around_the_middle(cameras, target, up, kind, angle, scale)
     R, T = look_at(positions, target, up)
-    return Cameras(R=R, T=T, **_intrinsics(cameras, n, size_hw))
+    return _pinholes(cameras, R, T, size_hw)
 
 
 def _around_the_middle(
@@ -170,14 +170,21 @@ def _curve(kind: TrajectoryType, t: Float[Tensor, "n"]) -> Float[Tensor, "n 3"]:
     return torch.stack([wide * (3 * t).cos(), wide * (3 * t).sin(), (4 * t).sin()], dim=-1) / 3
 
 
-def _intrinsics(cameras: Cameras, n: int, size_hw: tuple[int, int] | None) -> dict[str, Tensor]:
-    """The mean field of view at the asked size, principal point in the middle."""
+def _pinholes(cameras: Cameras, R: Tensor, T: Tensor, size_hw: tuple[int, int] | None) -> Cameras:
+    """Views with the mean field of view at the asked size, principal point in the middle, no distortion, and bounds
+    that take in all that `cameras` see.
+    """
+    n = len(R)
     height, width = size_hw or tuple(cameras.image_size_hw[0].tolist())
     relative = cameras.focal / cameras.image_size_hw.to(cameras.focal).flip(-1)
     # Square pixels: the smaller of both fits, so that the whole photographed field of view stays visible.
     pixels = relative.mean(dim=0) * torch.tensor([width, height], device=cameras.device)
-    return {
-        "focal": pixels.min().expand(n, 2),
-        "principal_point": torch.tensor([width / 2, height / 2], device=cameras.device).expand(n, 2),
-        "image_size_hw": torch.tensor([[height, width]]).expand(n, 2),
-    }
+    bounds = cameras.bounds
+    return Cameras(
+        R=R,
+        T=T,
+        focal=pixels.min().expand(n, 2),
+        principal_point=torch.tensor([width / 2, height / 2], device=cameras.device).expand(n, 2),
+        image_size_hw=torch.tensor([[height, width]]).expand(n, 2),
+        bounds=None if bounds is None else torch.stack([bounds[:, 0].min(), bounds[:, 1].max()]).expand(n, 2),
+    )

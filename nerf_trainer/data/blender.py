@@ -11,7 +11,6 @@ depth, 16-bit grey, steps of depth_scale world units along the view axis, 0 wher
 
 import math
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,43 +23,33 @@ from nerf_trainer.data.files import (
     LARGEST_NUMBER,
     JsonNode,
     read_json,
-    require_regular_file,
     resolve_inside,
     scene_folder,
     shown,
 )
-from nerf_trainer.data.images import MAX_MEGAPIXELS, ImageHeader, read_header
+from nerf_trainer.data.photographs import Photograph, PhotographOptions, repeats, require_at_least
 from nerf_trainer.data.poses import camera_from_opengl, read_rigid_pose, skew_notices
-from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap, DatasetMapProviderBase, SceneFrame, SingleSceneDataset
+from nerf_trainer.data.single_scene import SingleSceneDataset
+from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
 
 _LENS = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
-class BlenderSceneOptions(DatasetMapProviderBase):
+class BlenderSceneOptions(PhotographOptions):
     """How scenes in Blender format are read, one or many."""
 
-    n_known_frames_for_test: int | None = None
-    """How many training frames each val and test view comes with as source views; null for none."""
     testskip: int = 1
     """Take every testskip-th view of val and test."""
     downscale_factor: int = 1
     """Average blocks of this many pixels squared: 2 is half resolution."""
     load_depth: bool = True
     """Load the exact depth that some scenes have beside their images."""
-    max_megapixels: float = MAX_MEGAPIXELS
-    """Largest image accepted, in millions of pixels; checked before it is decoded."""
-    allow_external: bool = False
-    """Accept images outside of base_dir, as links or by their paths."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("testskip", self.testskip, 1),
-            ("downscale_factor", self.downscale_factor, 1),
-            ("n_known_frames_for_test", self.n_known_frames_for_test or 0, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"{name}: found {value}, expected a whole number of at least {least}")
+        super().__post_init__()
+        require_at_least("testskip", self.testskip, 1)
+        require_at_least("downscale_factor", self.downscale_factor, 1)
 
 
 @registry.register
@@ -83,7 +72,7 @@ class BlenderDatasetMapProvider(BlenderSceneOptions):
                 "training cameras; fix base_dir, which is the folder of one scene"
             )
         val, test = self._read_split(root, "val", notices), self._read_split(root, "test", notices)
-        notices += _repeats(self.object_name, train, test)
+        notices += repeats(self.object_name, train, test)
         val, test = (
             None if split is None else split.with_known_frames(train, self.n_known_frames_for_test)
             for split in (val, test)
@@ -98,58 +87,61 @@ class BlenderDatasetMapProvider(BlenderSceneOptions):
             return None
         content = read_json(file)
         frames = list(content.member("frames").elements())
-        kept = frames if split == "train" else frames[:: self.testskip]
-        if not kept:
+        if not frames:
             raise content.member("frames").wrong("at least one frame", "an empty array")
-        images = [self._image(root, frame) for frame in kept]
+        step = 1 if split == "train" else self.testskip
+        scan = self.scan(shown(file), self._photographs(root, frames)[::step])
+        kept = [frames[photograph.number] for photograph in scan.photographs]
+        notices += scan.notices
         poses, skews = zip(*(read_rigid_pose(frame.member("transform_matrix")) for frame in kept), strict=True)
         notices += skew_notices(shown(file), list(skews))
         R, T = camera_from_opengl(torch.stack(poses))
-        lenses = [_read_lens(content, header.size_hw) for _, header in images]
+        lenses = [_read_lens(content, header.size_hw) for header in scan.headers]
         factor = self.downscale_factor
         cameras = Cameras(
             R=R.float(),
             T=T.float(),
             focal=torch.tensor([lens.focal for lens in lenses]) / factor,
             principal_point=torch.tensor([lens.principal_point for lens in lenses]) / factor,
-            image_size_hw=torch.tensor([header.size_hw for _, header in images]) // factor,
+            image_size_hw=torch.tensor([header.size_hw for header in scan.headers]) // factor,
         )
         if int(cameras.image_size_hw.min()) == 0:
             raise ConfigError(f"downscale_factor: found {factor}, larger than the images of {shown(file)}; lower it")
-        numbers = range(0, len(frames), 1 if split == "train" else self.testskip)
-        times = _read_times(frames)
-        depths, depth_scale = self._depths(root, [path for path, _ in images])
-        scene_frames = [
-            SceneFrame(
-                path=path,
-                number=number,
-                has_alpha=header.has_alpha,
-                frame_type=KNOWN if split == "train" else UNSEEN,
-                depth_path=depths.get(path),
-                depth_scale=depth_scale,
-                timestamp=times[number],
-            )
-            for number, (path, header) in zip(numbers, images, strict=True)
-        ]
-        return SingleSceneDataset(scene_frames, cameras, factor, max_megapixels=self.max_megapixels)
+        dataset = self.dataset(scan, cameras, factor)
+        return dataset.subset(range(len(dataset)), KNOWN if split == "train" else UNSEEN)
 
-    def _image(self, root: Path, frame: JsonNode) -> tuple[Path, ImageHeader]:
-        """The image of a frame and its header: the path as written, or with .png added when it has no suffix there."""
+    def _photographs(self, root: Path, frames: Sequence[JsonNode]) -> list[Photograph]:
+        """The frames of a file in its order."""
+        images, times = [self._image(root, frame) for frame in frames], _read_times(frames)
+        depths, depth_scale = self._depths(root, images)
+        return [
+            Photograph(
+                path=image,
+                where=frame.member("file_path").where,
+                number=number,
+                depth_path=depths.get(image),
+                depth_scale=depth_scale,
+                timestamp=time,
+            )
+            for number, (frame, image, time) in enumerate(zip(frames, images, times, strict=True))
+        ]
+
+    def _image(self, root: Path, frame: JsonNode) -> Path:
+        """The image of a frame: the path as written, or with .png added when it has no suffix there."""
         node = frame.member("file_path")
         written = node.text()
         path = resolve_inside(root, written, node.where, self.allow_external)
         if not os.path.isfile(path):
             with_suffix = resolve_inside(root, written + ".png", node.where, self.allow_external)
             path = with_suffix if os.path.exists(with_suffix) or not os.path.exists(path) else path
-        require_regular_file(path, node.where)
-        return path, read_header(path, node.where, self.max_megapixels)
+        return path
 
     def _depths(self, root: Path, images: list[Path]) -> tuple[dict[Path, Path], float]:
         """The depth image of each image that has one, and the world units of their steps."""
         if not self.load_depth:
             return {}, 1.0
         beside = {image: image.with_name(f"{image.stem}_depth.png") for image in images}
-        depths = {image: depth for image, depth in beside.items() if depth.is_file()}
+        depths = {image: depth for image, depth in beside.items() if os.path.isfile(depth)}
         meta = root / "meta.json"
         if not depths or not meta.is_file():
             return {}, 1.0
@@ -198,16 +190,3 @@ def _read_lens(content: JsonNode, size_hw: tuple[int, int]) -> _Lens:
     center_x = content.member("cx").number() if "cx" in content else width / 2
     center_y = content.member("cy").number() if "cy" in content else height / 2
     return _Lens(focal=(focal_x, focal_y), principal_point=(center_x, center_y))
-
-
-def _repeats(scene: str, train: SingleSceneDataset, test: SingleSceneDataset | None) -> list[str]:
-    """A notice when images stand twice in a split, or test images are trained on: results would mean less."""
-    notices = []
-    for name, split in (("train", train), ("test", test)):
-        twice = [path for path, n in Counter(split.image_paths if split else ()).items() if n > 1]
-        if twice:
-            notices.append(f"{scene}: {len(twice)} images stand twice in {name}, the first is {twice[0]}")
-    shared = sorted(set(train.image_paths) & set(test.image_paths if test else ()))
-    if shared:
-        notices.append(f"{scene}: {len(shared)} test images are trained on too, the first is {shared[0]}")
-    return notices

@@ -64,6 +64,20 @@ def read_rgba(path: Path, where: str = "image", max_megapixels: float = MAX_MEGA
     return torch.from_numpy(pixels)
 
 
+def read_mask(path: Path, where: str = "mask", max_megapixels: float = MAX_MEGAPIXELS) -> UInt8[Tensor, "H W"]:
+    """Decode a mask: the alpha of an image that has one, else its grey; 255 is inside.
+
+    Args: as `read_header`.
+
+    Raises:
+        DataError: as `read_rgba`.
+    """
+    rgba = read_rgba(path, where, max_megapixels)
+    if bool((rgba[..., 3] < 255).any()):
+        return rgba[..., 3]
+    return rgba[..., :3].float().mean(dim=-1).round().to(torch.uint8)
+
+
 def read_depth(
     path: Path, scale: float, where: str = "depth", max_megapixels: float = MAX_MEGAPIXELS
 ) -> Float[Tensor, "H W"]:

@@ -224,7 +224,7 @@ class MultiSceneDatasetMapProvider(BlenderSceneOptions):
 
     def _read(self, root: Path, name: str) -> DatasetMap:
         """One scene's splits."""
-        return BlenderDatasetMapProvider(
+        provider = BlenderDatasetMapProvider(
             base_dir=str(root / name),
             object_name=name,
             n_known_frames_for_test=self.n_known_frames_for_test,
@@ -233,4 +233,7 @@ class MultiSceneDatasetMapProvider(BlenderSceneOptions):
             load_depth=self.load_depth,
             max_megapixels=self.max_megapixels,
             allow_external=self.allow_external,
-        ).get_dataset_map()
+        )
+        if self._leaves_out:
+            provider.leave_out_bad_frames()
+        return provider.get_dataset_map()

@@ -8,13 +8,11 @@ As with the other loaders, a batch depends on the seed, the rank, the epoch and 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.data.loaders import DecodingLoader, decode_all
 from nerf_trainer.data.splits import DatasetBase
 from nerf_trainer.errors import ConfigError, DataError
@@ -133,7 +131,7 @@ class KeptFrames:
         times = all_frames.frame_timestamp
         depth = None if self._depth is None else self._depth[index]
         return FrameData(
-            cameras=_views(all_frames.cameras, index, indices),
+            cameras=all_frames.cameras.select(index, list(indices)),
             image_rgb=pixels[:, :3],
             fg_probability=pixels[:, 3:] if self._has_alpha else None,
             depth_map=depth,
@@ -151,15 +149,3 @@ def _depth_maps(dataset: DatasetBase) -> Float[Tensor, "N 1 H W"]:
     height, width = dataset.image_sizes_hw[0].tolist()
     maps = (dataset[i].depth_map for i in range(len(dataset)))
     return torch.cat([torch.zeros(1, 1, height, width) if depth is None else depth for depth in maps])
-
-
-def _views(cameras: Cameras, index: Tensor, indices: Sequence[int]) -> Cameras:
-    """The chosen views; the sizes, which are in host memory, by the indices that are there."""
-    return replace(
-        cameras,
-        R=cameras.R[index],
-        T=cameras.T[index],
-        focal=cameras.focal[index],
-        principal_point=cameras.principal_point[index],
-        image_size_hw=cameras.image_size_hw[list(indices)],
-    )

@@ -1,6 +1,7 @@
 """Where a run's data comes from: datasets and the loaders that read them."""
 
 from abc import abstractmethod
+from typing import Literal
 
 from omegaconf import MISSING
 
@@ -30,7 +31,12 @@ class ImplicitronDataSource(DataSourceBase):
     """The format of the data."""
     data_loader_map_provider: DataLoaderMapProviderBase = choice("SequenceDataLoaderMapProvider")
     """How frames are drawn from it."""
+    on_bad_frame: Literal["error", "skip"] = "error"
+    """What to do about frames whose image is missing or damaged: end with a message, or leave out up to 5 % of them
+    (every image is then decoded once to find them)."""
 
     def get_datasets_and_dataloaders(self) -> tuple[DatasetMap, DataLoaderMap]:
+        if self.on_bad_frame == "skip":
+            self.dataset_map_provider.leave_out_bad_frames()
         datasets = self.dataset_map_provider.get_dataset_map()
         return datasets, self.data_loader_map_provider.get_data_loader_map(datasets)

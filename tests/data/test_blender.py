@@ -173,7 +173,7 @@ def test_depth_beside_test_images(scene):
     assert frame.depth_mask.sum().item() == 1
     assert load(scene.root, load_depth=False).test[1].depth_map is None
     Image.fromarray(steps[:9]).save(scene.root / "test" / "r_1_depth.png")
-    with pytest.raises(DataError, match=r"found 32x9 pixels.*expected 32x24"):
+    with pytest.raises(DataError, match=r"found a depth of 32x9 pixels.*expected 32x24"):
         load(scene.root).test[1]
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from nerf_trainer.data.blender import BlenderDatasetMapProvider
 from nerf_trainer.data.loaders import EvaluationFrameLoader, FrameLoader, ResidentFrameLoader, ShuffledFrameLoader
-from nerf_trainer.data.splits import DatasetMap, SceneFrame, SingleSceneDataset
+from nerf_trainer.data.single_scene import SceneFrame, SingleSceneDataset
+from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
 from nerf_trainer.frames import FrameContents
 from tests.scene_kit import orbit

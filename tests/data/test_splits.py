@@ -6,7 +6,8 @@ from PIL import Image
 
 from nerf_trainer.data.blender import BlenderDatasetMapProvider
 from nerf_trainer.data.loaders import ResidentFrameLoader, ShuffledFrameLoader
-from nerf_trainer.data.splits import DatasetBase, DatasetMap, SceneFrame, SingleSceneDataset
+from nerf_trainer.data.single_scene import SceneFrame, SingleSceneDataset
+from nerf_trainer.data.splits import DatasetBase, DatasetMap
 from nerf_trainer.errors import DataError
 from nerf_trainer.frames import FrameData
 

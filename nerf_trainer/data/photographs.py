@@ -1,0 +1,209 @@
+"""Photographs of one scene: what every format that lists image files has in common.
+
+A provider reads its format's files into `Photograph`s and cameras, has the images `scan`ned (headers only), and
+divides the frames with `divided`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from nerf_trainer.cameras.cameras import Cameras
+from nerf_trainer.data.files import shown
+from nerf_trainer.data.images import MAX_MEGAPIXELS, ImageHeader, read_header, read_rgba
+from nerf_trainer.data.single_scene import MaskRole, SceneFrame, SingleSceneDataset
+from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap, DatasetMapProviderBase
+from nerf_trainer.errors import ConfigError, DataError
+
+MOST_BAD_FRAMES = 0.05
+"""Largest part of a scene's frames that on_bad_frame=skip leaves out."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """What a dataset's files say of one frame, before its image is looked at."""
+
+    path: Path
+    """The image, found inside the dataset's folder (`files.resolve_inside`)."""
+    where: str
+    """The place in the dataset that names it, for messages."""
+    number: int
+    """The frame's number within its file."""
+    mask_path: Path | None = None
+    """An image of the same size whose grey (or alpha) is the mask, white inside."""
+    depth_path: Path | None = None
+    """A 16-bit depth image of the same size."""
+    depth_scale: float = 1.0
+    """World units of one step of the depth image."""
+    timestamp: float | None = None
+    """Time since the sequence began."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The photographs that are fit to be read."""
+
+    kept: tuple[int, ...]
+    """Which of the photographs these are, by their place in the list that was scanned."""
+    photographs: tuple[Photograph, ...]
+    """Those kept."""
+    headers: tuple[ImageHeader, ...]
+    """What their image files say of themselves."""
+    notices: tuple[str, ...]
+    """What was left out, one line each."""
+
+
+class PhotographOptions(DatasetMapProviderBase):
+    """How the image files of a scene are read, whatever the format."""
+
+    n_known_frames_for_test: int | None = None
+    """How many training frames each val and test view comes with as source views; null for none."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """Largest image accepted, in millions of pixels; checked before it is decoded."""
+    allow_external: bool = False
+    """Accept files outside of base_dir, as links or by their paths."""
+
+    _leaves_out = False
+
+    def __post_init__(self) -> None:
+        require_at_least("n_known_frames_for_test", self.n_known_frames_for_test or 0, 0)
+
+    def leave_out_bad_frames(self) -> None:
+        self._leaves_out = True
+
+    def scan(self, scene: str, photographs: Sequence[Photograph]) -> Scan:
+        """Look at the headers of all images and masks; with on_bad_frame=skip, decode them too.
+
+        Args:
+            scene: the scene's name or file, for messages.
+            photographs: the frames as the files list them.
+
+        Raises:
+            DataError: a file is missing, damaged, no image, too large or of another size than its image; with
+                on_bad_frame=skip only where that is more than `MOST_BAD_FRAMES` of the frames.
+        """
+        check = self._decoded if self._leaves_out else self._header
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            found = list(threads.map(lambda photograph: _attempt(check, photograph), photographs))
+        problems = [result for result in found if isinstance(result, DataError)]
+        if problems and not self._leaves_out:
+            raise problems[0]
+        if len(problems) > MOST_BAD_FRAMES * len(found):
+            raise DataError(
+                f"{shown(scene)}: on_bad_frame=skip leaves out at most {MOST_BAD_FRAMES:.0%} of the frames, found"
+                f" {len(problems)} of {len(found)} bad; the first: {problems[0]}"
+            )
+        headers = {i: result for i, result in enumerate(found) if isinstance(result, ImageHeader)}
+        return Scan(
+            kept=tuple(headers),
+            photographs=tuple(photographs[i] for i in headers),
+            headers=tuple(headers.values()),
+            notices=tuple(f"left out ({len(problems)} of {len(found)} frames): {problem}" for problem in problems),
+        )
+
+    def _header(self, photograph: Photograph) -> ImageHeader:
+        header = read_header(photograph.path, photograph.where, self.max_megapixels)
+        for path, kind in ((photograph.mask_path, "mask"), (photograph.depth_path, "depth")):
+            if path is None:
+                continue
+            of_map = read_header(path, f"{photograph.where} ({kind})", self.max_megapixels)
+            if of_map.size_hw != header.size_hw:
+                height, width = of_map.size_hw
+                raise DataError(
+                    f"{photograph.where}: found a {kind} of {width}x{height} pixels (width x height) at {shown(path)},"
+                    f" expected {header.size_hw[1]}x{header.size_hw[0]} as the image has; export it again"
+                )
+        return header
+
+    def _decoded(self, photograph: Photograph) -> ImageHeader:
+        header = self._header(photograph)
+        for path in (photograph.path, photograph.mask_path):
+            if path is not None:
+                read_rgba(path, photograph.where, self.max_megapixels)
+        return header
+
+    def dataset(
+        self,
+        scan: Scan,
+        cameras: Cameras,
+        downscale_factor: int = 1,
+        mask_role: MaskRole = MaskRole.FOREGROUND,
+    ) -> SingleSceneDataset:
+        """The scanned frames, all known, with the views of those frames (for the size after downscaling)."""
+        frames = [
+            SceneFrame(
+                path=photograph.path,
+                number=photograph.number,
+                has_alpha=header.has_alpha,
+                mask_path=photograph.mask_path,
+                depth_path=photograph.depth_path,
+                depth_scale=photograph.depth_scale,
+                timestamp=photograph.timestamp,
+            )
+            for photograph, header in zip(scan.photographs, scan.headers, strict=True)
+        ]
+        return SingleSceneDataset(
+            frames, cameras, downscale_factor, max_megapixels=self.max_megapixels, mask_role=mask_role
+        )
+
+    def divided(
+        self, scene: str, frames: SingleSceneDataset, train: Sequence[int], val: Sequence[int], test: Sequence[int]
+    ) -> DatasetMap:
+        """The splits by the frames' indices, source views added to val and test; no val or test where empty.
+
+        Raises:
+            DataError: there is nothing to train on.
+        """
+        if not train:
+            raise DataError(f"{shown(scene)}: found no training frame among {len(frames)}, expected at least one")
+        known = frames.subset(train, KNOWN)
+        held_out = (
+            frames.subset(chosen, UNSEEN).with_known_frames(known, self.n_known_frames_for_test) if chosen else None
+            for chosen in (val, test)
+        )
+        of_val, of_test = held_out
+        return DatasetMap(
+            train=known,
+            val=of_val,
+            test=of_test,
+            notices=tuple(repeats(scene, known, frames.subset(test, UNSEEN) if test else None)),
+        )
+
+
+def every_nth(n: int, step: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out: every `step`-th of n from the first is held out; none where step is 0."""
+    held_out = list(range(0, n, step)) if step else []
+    return [i for i in range(n) if i not in set(held_out)], held_out
+
+
+def require_at_least(name: str, value: int, least: int) -> None:
+    """Refuse an option that is too small.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if value < least:
+        raise ConfigError(f"{name}: found {value}, expected a whole number of at least {least}")
+
+
+def repeats(scene: str, train: SingleSceneDataset, test: SingleSceneDataset | None) -> list[str]:
+    """A notice when images stand twice in a split, or test images are trained on: results would mean less."""
+    notices = []
+    for name, split in (("train", train), ("test", test)):
+        twice = [path for path, n in Counter(split.image_paths if split else ()).items() if n > 1]
+        if twice:
+            notices.append(f"{scene}: {len(twice)} images stand twice in {name}, the first is {twice[0]}")
+    shared = sorted(set(train.image_paths) & set(test.image_paths if test else ()))
+    if shared:
+        notices.append(f"{scene}: {len(shared)} test images are trained on too, the first is {shared[0]}")
+    return notices
+
+
+def _attempt(check: Callable[[Photograph], ImageHeader], photograph: Photograph) -> ImageHeader | DataError:
+    try:
+        return check(photograph)
+    except DataError as error:
+        return error
