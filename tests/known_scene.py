@@ -4,8 +4,8 @@ Tests of a format write `KNOWN_VIEWS` (or views of their own) with the format's 
 ask `check_views` whether the same points in space land on the same pixels. Nothing here comes from the package.
 
 World: x right, y away, z up; the solids lie within the unit ball around the origin. Cameras are OpenCV's:
-X_camera = R X_world + T, pixel = focal (u', v') + center, where (u', v') is what the lens does to (X/Z, Y/Z); the centre
-of the top-left pixel is (0.5, 0.5).
+X_camera = R X_world + T, pixel = focal (u', v') + center, where (u', v') is what the lens does to (X/Z, Y/Z). The
+centre of the top-left pixel is (0.5, 0.5).
 """
 
 from __future__ import annotations
