@@ -15,7 +15,17 @@ from nerf_trainer.frames import FrameContents, FrameData
 from nerf_trainer.geometry.similarity import Similarity
 
 KNOWN, UNSEEN = "known", "unseen"
-"""Frame types: what may be trained on, and what is held out."""
+"""Frame types: what may be trained on, and what is held out. CO3D says of which subset too, as test_unseen."""
+
+
+def is_known(frame_type: str) -> bool:
+    """Whether a frame type is one of those that models may be shown: known, train_known, test_known, ..."""
+    return frame_type.endswith(KNOWN)
+
+
+def is_unseen(frame_type: str) -> bool:
+    """Whether a frame type is one of those that are held out: unseen, train_unseen, test_unseen, ..."""
+    return frame_type.endswith(UNSEEN)
 
 
 class DatasetBase(ABC):
@@ -54,7 +64,7 @@ class DatasetBase(ABC):
     @property
     @abstractmethod
     def frame_types(self) -> tuple[str, ...]:
-        """`known` or `unseen`, for each frame."""
+        """`known` or `unseen` for each frame, or a word that ends so."""
 
     @property
     @abstractmethod
@@ -64,6 +74,11 @@ class DatasetBase(ABC):
     @property
     def frame_timestamps(self) -> tuple[float, ...] | None:
         """Each frame's time since its sequence began, in the dataset's unit; None unless all have one."""
+        return None
+
+    @property
+    def frame_categories(self) -> tuple[str, ...] | None:
+        """The category (apple, teddybear) of each frame's sequence; None where the dataset has none."""
         return None
 
     def get_eval_batches(self) -> list[list[int]] | None:
