@@ -17,7 +17,9 @@ from sys import intern
 from typing import Any
 
 from nerf_trainer.data.co3d.annotations import (
+    INTRINSICS_FORMATS,
     LARGEST_SIDE,
+    NORM_IMAGE_BOUNDS,
     DepthAnnotation,
     FrameAnnotation,
     ImageAnnotation,
@@ -27,7 +29,6 @@ from nerf_trainer.data.co3d.annotations import (
     frame_annotation,
     sequence_annotation,
 )
-from nerf_trainer.data.co3d.viewpoints import INTRINSICS_FORMATS, NDC_NORM_IMAGE_BOUNDS
 from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode, require_regular_file, shown
 from nerf_trainer.errors import DataError
 
@@ -35,7 +36,7 @@ MAX_INDEX_BYTES = 2**30
 """Largest index that is read, decompressed; 100,000 frames have about 100 MB."""
 
 MAX_RATIO = 200
-"""An index larger than `SMALL_INDEX_BYTES` may be this many times larger than its file; indices compress 5 to 20 times."""
+"""An index beyond `SMALL_INDEX_BYTES` may be this many times larger than its file; indices compress 5 to 20 times."""
 
 SMALL_INDEX_BYTES = 64 * 2**20
 """Indices up to this size may be compressed as strongly as they like."""
@@ -227,7 +228,7 @@ def _fast_viewpoint(raw: dict[str, Any]) -> ViewpointAnnotation:
     x, y, z = raw["T"]
     focal_x, focal_y = raw["focal_length"]
     center_x, center_y = raw["principal_point"]
-    intrinsics_format = raw.get("intrinsics_format", NDC_NORM_IMAGE_BOUNDS)
+    intrinsics_format = raw.get("intrinsics_format", NORM_IMAGE_BOUNDS)
     numbers = (a, b, c, d, e, f, g, h, i, x, y, z, focal_x, focal_y, center_x, center_y)
     if not (_NUMBERS.issuperset(map(type, numbers)) and sum(map(abs, numbers)) <= LARGEST_NUMBER):
         raise ValueError
