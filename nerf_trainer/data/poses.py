@@ -1,10 +1,13 @@
 """Camera poses as datasets write them, checked and turned into the project's convention."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nerf_trainer.data.files import JsonNode
+from nerf_trainer.errors import DataError
 
 MAX_SKEW = 1e-3
 """Largest entry of |R^T R - 1| that is taken for rounding; beyond it the matrix is no rotation."""
@@ -41,16 +44,30 @@ def read_rigid_pose(node: JsonNode) -> tuple[Float[Tensor, "4 4"], float]:
     bottom = pose[3].tolist()
     if any(abs(found - expected) > NOTABLE_SKEW for found, expected in zip(bottom, (0, 0, 0, 1), strict=True)):
         raise node.wrong("a bottom row of 0 0 0 1", " ".join(f"{value:.4g}" for value in bottom))
-    rotation = pose[:3, :3]
+    pose[:3, :3], skew = checked_rotation(pose[:3, :3], node.wrong)
+    return pose, skew
+
+
+def checked_rotation(
+    rotation: Float[Tensor, "3 3"], wrong: Callable[[str, str], DataError]
+) -> tuple[Float[Tensor, "3 3"], float]:
+    """A rotation in float64, or the nearest one if it is a little skew, and how skew it was as written.
+
+    Args:
+        wrong: makes the error of what was expected and what was found.
+
+    Raises:
+        DataError: not orthonormal (more than `MAX_SKEW` off), or mirrored.
+    """
     skew = (rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)).abs().max().item()
     if not skew <= MAX_SKEW:
-        raise node.wrong("a rotation (orthonormal columns)", f"R^T R off the identity by {skew:.3g}")
+        raise wrong("a rotation (orthonormal columns)", f"R^T R off the identity by {skew:.3g}")
     if torch.linalg.det(rotation) < 0:
-        raise node.wrong("a rotation (determinant 1)", "a mirrored one (determinant -1)")
+        raise wrong("a rotation (determinant 1)", "a mirrored one (determinant -1)")
     if skew > NOTABLE_SKEW:
         U, _, Vh = torch.linalg.svd(rotation)
-        pose[:3, :3] = U @ Vh
-    return pose, skew
+        return U @ Vh, skew
+    return rotation, skew
 
 
 def skew_notices(where: str, skews: list[float]) -> list[str]:
