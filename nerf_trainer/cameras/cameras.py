@@ -1,8 +1,9 @@
-"""A batch of posed pinhole views: OpenCV axes (+x right, +y down, +z forward), column vectors, intrinsics in pixels.
+"""A batch of posed views: OpenCV axes (+x right, +y down, +z forward), column vectors, intrinsics in pixels.
 
     X_camera = R X_world + T
     x_pixel  = focal * (X_camera[:2] / X_camera[2]) + principal_point
 
+where a lens may distort what comes before the focal length (`lenses`).
 Pixel centres are at +0.5: the top-left pixel is centred on (0.5, 0.5). Pixels are (x, y), sizes are (height, width).
 """
 
@@ -108,18 +109,34 @@ class Cameras:
         Points behind a view (depth <= 0) give a pixel without meaning; callers test the depth.
         """
         local = self.transform_to_camera(points)
-        return self.plane_to_pixels(local[..., :2] / local[..., 2:]), local[..., 2]
+        if self.lenses is None:
+            return self.plane_to_pixels(local[..., :2] / local[..., 2:]), local[..., 2]
+        return self._to_pixels(self.lenses.distort(local)), local[..., 2]
 
     def plane_to_pixels(self, plane: Float[Tensor, "B *n 2"]) -> Float[Tensor, "B *n 2"]:
         """Places on each view's plane at depth 1, in its own axes, as pixels (x, y): what its lens does to them."""
-        flat = plane.reshape(len(self), -1, 2)
-        return (flat * self.focal[:, None] + self.principal_point[:, None]).reshape(plane.shape)
+        if self.lenses is None:
+            return self._to_pixels(plane)
+        return self._to_pixels(self.lenses.distort(torch.cat([plane, torch.ones_like(plane[..., :1])], dim=-1)))
+
+    def _to_pixels(self, shown: Float[Tensor, "B *n 2"]) -> Float[Tensor, "B *n 2"]:
+        """What the lenses show, in units of the focal length around the principal point, as pixels."""
+        flat = shown.reshape(len(self), -1, 2)
+        return (flat * self.focal[:, None] + self.principal_point[:, None]).reshape(shown.shape)
 
     def unproject(self, xy: Float[Tensor, "B *n 2"], depth: Float[Tensor, "B *n"]) -> Float[Tensor, "B *n 3"]:
-        """The world points seen at pixels `xy` at `depth` along the view axis: the inverse of `project`."""
+        """The world points seen at pixels `xy` at `depth` along the view axis: the inverse of `project`.
+
+        At the pixels of a fisheye that look 90 degrees or more off the axis a depth says nothing: no point is right.
+        """
         flat = xy.reshape(len(self), -1, 2)
-        plane = (flat - self.principal_point[:, None]) / self.focal[:, None]
-        local = torch.cat([plane, torch.ones_like(plane[..., :1])], dim=-1) * depth.reshape(len(self), -1, 1)
+        shown = (flat - self.principal_point[:, None]) / self.focal[:, None]
+        if self.lenses is None:
+            ahead = torch.cat([shown, torch.ones_like(shown[..., :1])], dim=-1)
+        else:
+            seen = self.lenses.undistort(shown)
+            ahead = seen / seen[..., 2:]
+        local = ahead * depth.reshape(len(self), -1, 1)
         return rotate(self.R.mT[:, None], local - self.T[:, None]).reshape(*xy.shape[:-1], 3)
 
     def pixel_rays(
@@ -131,7 +148,29 @@ class Cameras:
             xy: pixels, (0.5, 0.5) being the centre of the top-left one.
             camera_index: the view each pixel belongs to.
         """
-        plane = (xy - self.principal_point[camera_index]) / self.focal[camera_index]
-        local = torch.cat([plane, torch.ones_like(plane[..., :1])], dim=-1)
-        directions = rotate(self.R.mT[camera_index], local)
+        directions = rotate(self.R.mT[camera_index], self._seen(xy, camera_index))
         return self.centers[camera_index], torch.nn.functional.normalize(directions, dim=-1)
+
+    def pixel_extents(
+        self, xy: Float[Tensor, "*rays 2"], camera_index: Int[Tensor, "*rays"]
+    ) -> Float[Tensor, "*rays 2"]:
+        """How wide and high each pixel is at distance 1 along its ray, world units.
+
+        Measured on the plane at depth 1, which a ray off the axis meets at a distance above 1; for a fisheye, which
+        sees no such plane, on the unit sphere.
+        """
+        middle = self._seen(xy, camera_index)
+        distance = middle.norm(dim=-1, keepdim=True)
+        if self.lenses is None:
+            return 1.0 / (self.focal[camera_index] * distance)
+        half = 0.5 * torch.eye(2, dtype=xy.dtype, device=xy.device)
+        sides = [self._seen(xy + half[i], camera_index) - self._seen(xy - half[i], camera_index) for i in (0, 1)]
+        return torch.stack([side.norm(dim=-1) for side in sides], dim=-1) / distance
+
+    def _seen(self, xy: Float[Tensor, "*rays 2"], camera_index: Int[Tensor, "*rays"]) -> Float[Tensor, "*rays 3"]:
+        """What is seen at pixels, in the axes of their views: on the plane at depth 1, of unit length for a fisheye."""
+        shown = (xy - self.principal_point[camera_index]) / self.focal[camera_index]
+        if self.lenses is None:
+            return torch.cat([shown, torch.ones_like(shown[..., :1])], dim=-1)
+        of_rays = self.lenses[camera_index.flatten()]
+        return of_rays.undistort(shown.reshape(-1, 1, 2)).reshape(*shown.shape[:-1], 3)

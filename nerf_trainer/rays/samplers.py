@@ -226,16 +226,22 @@ class PinholeRaySampler(RaySamplerBase, Scheduled):
             far=far,
             xy=xy,
             camera_index=camera_index,
-            radii=self._radii(cameras, camera_index, directions) if self.cast_ray_bundle_as_cone else None,
+            radii=self._radii(cameras, camera_index, xy, directions) if self.cast_ray_bundle_as_cone else None,
         )
 
     def _radii(
-        self, cameras: Cameras, camera_index: Int[Tensor, "*rays"], directions: Float[Tensor, "*rays 3"]
+        self,
+        cameras: Cameras,
+        camera_index: Int[Tensor, "*rays"],
+        xy: Float[Tensor, "*rays 2"],
+        directions: Float[Tensor, "*rays 3"],
     ) -> Float[Tensor, "*rays"]:
         """Radius at unit distance of a cone with a pixel's variance, (dx + dy) / sqrt(12) (Barron et al. 2021, 3.1).
 
         dx and dy are a pixel's extent on the plane at depth 1, which a ray off the axis meets at a distance above 1.
         """
+        if cameras.lenses is not None:
+            return cameras.pixel_extents(xy, camera_index).sum(dim=-1) / 12**0.5
         extent = (1.0 / cameras.focal).sum(dim=-1)[camera_index] / 12**0.5
         return extent * (directions * cameras.forward_axes[camera_index]).sum(dim=-1)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nerf_trainer.cameras.cameras import Cameras
+from nerf_trainer.cameras.lenses import Lenses
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.frames import PixelStore
 from nerf_trainer.randomness import seed_streams
@@ -208,3 +209,16 @@ def test_what_a_renderer_is_told_of_the_scene() -> None:
     assert (around.scene_radius, around.sphere_center) == (2.0, (1.0, 2.0, 3.0))
     between = NearFarRaySampler()
     assert (between.scene_radius, between.sphere_center) == (None, (0.0, 0.0, 0.0))
+
+
+def test_cone_radii_of_distorted_views() -> None:
+    """Lenses that distort nothing leave the radii; a barrel's pixels are wider in the corners, where they see more."""
+    plain = replace(orbit(1, focal=20.0, size=16), lenses=None)
+    zero = replace(plain, lenses=Lenses.pinholes(1))
+    barrel = replace(plain, lenses=Lenses(torch.tensor([[-0.3, 0.0, 0.0, 0.0]]), torch.zeros(1, 2), torch.zeros(1) > 0))
+    sampler = NearFarRaySampler(cast_ray_bundle_as_cone=True)
+    expected, same, wider = (sampler.grid(cameras, (16, 16)).radii for cameras in (plain, zero, barrel))
+    assert expected is not None and same is not None and wider is not None
+    torch.testing.assert_close(same, expected, rtol=1e-3, atol=0.0)
+    assert (wider[0, 0, 0] / expected[0, 0, 0]).item() > 1.2
+    torch.testing.assert_close(wider[0, 7, 7], expected[0, 7, 7], rtol=1e-2, atol=0.0)
