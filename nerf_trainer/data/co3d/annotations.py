@@ -11,13 +11,8 @@ from dataclasses import dataclass, field
 from sys import intern
 from typing import Any, TypeVar
 
+from nerf_trainer.data.co3d.viewpoints import INTRINSICS_FORMATS, NDC_NORM_IMAGE_BOUNDS
 from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode
-
-NORM_IMAGE_BOUNDS, ISOTROPIC = "ndc_norm_image_bounds", "ndc_isotropic"
-"""The two ways of writing intrinsics. See `ViewpointAnnotation.intrinsics_format`."""
-
-INTRINSICS_FORMATS = (NORM_IMAGE_BOUNDS, ISOTROPIC)
-"""What an annotation may have as its `intrinsics_format`."""
 
 LARGEST_SIDE = 10**6
 """Images have fewer pixels than this along each side."""
@@ -73,7 +68,7 @@ class ViewpointAnnotation:
     """Focal lengths (x, y), in normalised device coordinates."""
     principal_point: tuple[float, float]
     """Principal point (x, y) in normalised device coordinates, whose x points left and y up."""
-    intrinsics_format: str = NORM_IMAGE_BOUNDS
+    intrinsics_format: str = NDC_NORM_IMAGE_BOUNDS
     """`ndc_norm_image_bounds`: the image spans [-1, 1] both ways (CO3D v1); `ndc_isotropic`: its shorter side (v2)."""
 
 
@@ -219,7 +214,7 @@ def _viewpoint(node: JsonNode) -> ViewpointAnnotation:
     x, y, z = _vector(node.member("T"), 3)
     focal_x, focal_y = _vector(node.member("focal_length"), 2, "a positive number", 0)
     center_x, center_y = _vector(node.member("principal_point"), 2)
-    intrinsics_format = NORM_IMAGE_BOUNDS
+    intrinsics_format = NDC_NORM_IMAGE_BOUNDS
     if "intrinsics_format" in node:
         written = node.member("intrinsics_format")
         if written.value not in INTRINSICS_FORMATS:

@@ -10,16 +10,14 @@ import gc
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from sys import intern
 from typing import Any
 
 from nerf_trainer.data.co3d.annotations import (
-    INTRINSICS_FORMATS,
     LARGEST_SIDE,
-    NORM_IMAGE_BOUNDS,
     DepthAnnotation,
     FrameAnnotation,
     ImageAnnotation,
@@ -29,6 +27,7 @@ from nerf_trainer.data.co3d.annotations import (
     frame_annotation,
     sequence_annotation,
 )
+from nerf_trainer.data.co3d.viewpoints import INTRINSICS_FORMATS, NDC_NORM_IMAGE_BOUNDS
 from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode, require_regular_file, shown
 from nerf_trainer.errors import DataError
 
@@ -42,7 +41,8 @@ SMALL_INDEX_BYTES = 64 * 2**20
 """Indices up to this size may be compressed as strongly as they like."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_BLANK = re.compile(r"[ \t\n\r]*")
+_START = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*(\]?)")
+_MARK = re.compile(r"[ \t\n\r]*([],])[ \t\n\r]*")
 _NUMBERS = frozenset((int, float))
 _FORMATS = frozenset(INTRINSICS_FORMATS)
 
@@ -134,14 +134,13 @@ def _unzipped(content: bytes, limit: int) -> bytes:
 def _elements(file: Path) -> Iterator[Any]:
     """The elements of the array that a file holds, parsed one by one, so that one element's objects live at a time."""
     text = read_index_text(file)
-    decode = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
-    blank = _BLANK.match
-    i, at = 0, _after_blank(blank, text, 0)
-    if text[at : at + 1] != "[":
-        found = json.dumps(text[at : at + 20]) if text[at:] else "nothing"
+    decode, mark = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode, _MARK.match
+    start = _START.match(text)
+    if start is None:
+        found = shown(json.dumps(text[:20])) if text else "nothing"
         raise DataError(f"{shown(file)}: expected a JSON array of annotations, found {found}; download it again")
-    at = _after_blank(blank, text, at + 1)
-    if text[at : at + 1] == "]":
+    i, at = 0, start.end()
+    if start[1]:
         return
     while True:
         try:
@@ -152,19 +151,13 @@ def _elements(file: Path) -> Iterator[Any]:
                 f"{shown(file)}: [{i}]: expected JSON, found: {problem}; download the file again"
             ) from error
         yield value
-        i, at = i + 1, _after_blank(blank, text, at)
-        mark = text[at : at + 1]
-        if mark == "]":
+        after = mark(text, at)
+        if after is None:
+            found = shown(json.dumps(text[at : at + 10])) if text[at:].strip() else "the end of the file"
+            raise DataError(f"{shown(file)}: after [{i}]: expected , or ], found {found}; download the file again")
+        if after[1] == "]":
             return
-        if mark != ",":
-            found = "the end of the file" if not mark else json.dumps(text[at : at + 10])
-            raise DataError(f"{shown(file)}: after [{i - 1}]: expected , or ], found {found}; download the file again")
-        at = _after_blank(blank, text, at + 1)
-
-
-def _after_blank(blank: Callable[[str, int], re.Match[str] | None], text: str, at: int) -> int:
-    match = blank(text, at)
-    return at if match is None else match.end()
+        i, at = i + 1, after.end()
 
 
 def _refuse_constant(name: str) -> float:
@@ -228,7 +221,7 @@ def _fast_viewpoint(raw: dict[str, Any]) -> ViewpointAnnotation:
     x, y, z = raw["T"]
     focal_x, focal_y = raw["focal_length"]
     center_x, center_y = raw["principal_point"]
-    intrinsics_format = raw.get("intrinsics_format", NORM_IMAGE_BOUNDS)
+    intrinsics_format = raw.get("intrinsics_format", NDC_NORM_IMAGE_BOUNDS)
     numbers = (a, b, c, d, e, f, g, h, i, x, y, z, focal_x, focal_y, center_x, center_y)
     if not (_NUMBERS.issuperset(map(type, numbers)) and sum(map(abs, numbers)) <= LARGEST_NUMBER):
         raise ValueError
