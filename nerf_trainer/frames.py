@@ -88,6 +88,16 @@ class PixelStore:
 
 
 @dataclass(frozen=True)
+class PointCloud:
+    """Points on the surfaces of a scene, in host memory."""
+
+    points: Float[Tensor, "P 3"]
+    """World coordinates."""
+    colors: UInt8[Tensor, "P 3"] | None = None
+    """Their colours, where they are known."""
+
+
+@dataclass(frozen=True)
 class FrameContents:
     """What the batches of a split may hold besides cameras."""
 
@@ -137,6 +147,10 @@ class FrameData:
     """Time since the sequence began, in the dataset's unit: seconds, or 1 for its whole length."""
     image_path: tuple[str, ...] = ()
     """Where each image came from, for reports."""
+    sequence_category: tuple[str, ...] = ()
+    """The kind of object that each frame's sequence shows, where the dataset says so."""
+    point_cloud: tuple[PointCloud | None, ...] = ()
+    """The points of each frame's sequence, where they were asked for; None for one without. They stay on the host."""
 
     def __len__(self) -> int:
         return len(self.cameras)
