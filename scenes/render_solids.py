@@ -259,7 +259,11 @@ def pixel_directions(view: View, size: int, samples: int) -> Array:
 def cast(solids: list[Solid], view: View, size: int, samples: int) -> tuple[Array, Array]:
     """z-depth (R) of the first solid along each ray, inf where there is none, and its colour (R, 3), 0 there."""
     solids = [solid.at(0.5 if view.time is None else view.time) for solid in solids]
-    origin, directions = view.camera_to_world[:3, 3], pixel_directions(view, size, samples)
+    return first_hits(solids, view.camera_to_world[:3, 3], pixel_directions(view, size, samples))
+
+
+def first_hits(solids: list[Solid], origin: Array, directions: Array) -> tuple[Array, Array]:
+    """t (R) of the first solid along rays from one origin (3), inf where there is none, and its colour (R, 3)."""
     depths = np.stack([solid.hit(origin, directions) for solid in solids])
     first, depth = depths.argmin(axis=0), depths.min(axis=0)
     colors = np.zeros_like(directions)

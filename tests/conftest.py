@@ -73,6 +73,16 @@ def solids(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def co3d_category(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small category in CO3D's format, `solids`: 3 sequences of 8 frames below `v1` and `v2`; not to be changed."""
+    from scenes.render_co3d_category import Job, render
+
+    root = tmp_path_factory.mktemp("co3d")
+    render(Job(root, sequences=3, frames=8, size=24))
+    return root
+
+
 @pytest.fixture
 def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solids: Path) -> Iterator[Callable[..., DictConfig]]:
     """Composes a recipe as `nerf_runner` does, in an empty working directory; interpolations stay as written.
