@@ -82,6 +82,11 @@ class ImplicitFunctionBase(ReplaceableBase, torch.nn.Module):
         return False
 
     @property
+    def sees_camera_axes(self) -> bool:
+        """Whether positions are turned into the axes of each ray's own view, for which they must lie in the world."""
+        return False
+
+    @property
     def capturable(self) -> bool:
         """Whether a step with this field can be captured: no read-back, no branch on a value, fixed shapes."""
         return True

@@ -90,6 +90,10 @@ class RadianceField(ImplicitFunctionBase):
     def needs_cones(self) -> bool:
         return self.use_integrated_positional_encoding
 
+    @property
+    def sees_camera_axes(self) -> bool:
+        return self.xyz_ray_dir_in_camera_coords
+
     def forward(self, ray_bundle: RayBundle, inputs: FieldInputs) -> FieldOutputs:
         directions = ray_bundle.view_directions
         if self.xyz_ray_dir_in_camera_coords:

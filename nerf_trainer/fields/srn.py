@@ -238,6 +238,10 @@ class SRNImplicitFunction(_SceneRepresentation):
         self._raymarch = self.raymarch_function(conditioning_dim=self.spec.conditioning_dim)
         self._check(self._raymarch.out_features)
 
+    @property
+    def sees_camera_axes(self) -> bool:
+        return self._raymarch.xyz_in_camera_coords
+
     def marching(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Callable[[RayBundle], Float[Tensor, "*rays S F"]]:
         return self._raymarch.marching(inputs)
 
@@ -261,6 +265,10 @@ class SRNHyperNetImplicitFunction(_SceneRepresentation):
             )
         self._raymarch = self.hypernet(conditioning_dim=spec.pooled_dim, code_dim=spec.global_code_dim)
         self._check(self._raymarch.out_features)
+
+    @property
+    def sees_camera_axes(self) -> bool:
+        return self._raymarch.xyz_in_camera_coords
 
     @property
     def capturable(self) -> bool:

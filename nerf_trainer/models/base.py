@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import ReplaceableBase
 from nerf_trainer.frames import FrameContents, FrameData
 from nerf_trainer.renderers.base import RendererOutput
@@ -108,6 +109,16 @@ class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
 
         Raises:
             ConfigError: there are more of them than the model has room for.
+        """
+
+    def learn_views(self, cameras: Cameras) -> None:
+        """Told once before training, after a checkpoint is loaded and before the optimizer is made.
+
+        Args:
+            cameras: the views of the training split, in host memory, the same on every rank.
+
+        Raises:
+            ConfigError: the model can't be trained on such views.
         """
 
     @property

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.conditioning.global_encoders import GlobalEncoderBase
 from nerf_trainer.config import Factory, choice
 from nerf_trainer.errors import ConfigError, DataError, shown
@@ -150,6 +151,7 @@ class RayModel(ImplicitronModelBase):
                 f"n_pts_per_ray_training and n_pts_per_ray_evaluation of the ray sampler: {fewest}, expected at least"
                 f" {needed} for {len(passes)} passes"
             )
+        self._check_space(fields)
         if behind is not None and len(behind) not in (1, N_COLORS):
             raise ConfigError(f"bg_color of the raymarcher: {list(behind)}, expected 1 or {N_COLORS} values")
         apart = behind is not None and any(a != b for a, b in zip(self.bg_color, behind * N_COLORS, strict=False))
@@ -157,6 +159,18 @@ class RayModel(ImplicitronModelBase):
             raise ConfigError(
                 f"bg_color: {list(self.bg_color)} behind photographs, but the raymarcher's own {list(behind or ())}"
                 " behind renderings; set background: COLOR for both"
+            )
+
+    def _check_space(self, fields: Sequence[ImplicitFunctionBase]) -> None:
+        """Refuse what looks for samples in the world where they don't lie there."""
+        if self.raysampler.lengths_are_metric:
+            return
+        in_axes = next((type(field).__name__ for field in fields if field.sees_camera_axes), None)
+        if in_axes is not None or self.looks_at_source_views:
+            what = "view_pooler_enabled: true" if in_axes is None else f"positions of {in_axes} in camera axes"
+            raise ConfigError(
+                f"raysampler_class_type: the samples of {type(self.raysampler).__name__} lie in NDC, not in the world,"
+                f" expected world units for {what}; use CameraBoundsRaySampler or NearFarRaySampler"
             )
 
     def forward(self, frames: FrameData) -> Predictions:
@@ -213,7 +227,7 @@ class RayModel(ImplicitronModelBase):
             return Targets(rgb=self._composite(rgb, alpha, rays), fg_probability=alpha)
         alpha = at_rays(frames.fg_probability, rays)
         rgb, mask_crop = at_rays(frames.image_rgb, rays), at_rays(frames.mask_crop, rays)
-        depth = at_rays(frames.depth_map, rays, "nearest")
+        depth = at_rays(frames.depth_map, rays, "nearest") if self.raysampler.lengths_are_metric else None
         if depth is not None:
             along_axis = (rays.directions * frames.cameras.forward_axes[rays.camera_index]).sum(-1, keepdim=True)
             depth = depth / along_axis
@@ -321,7 +335,7 @@ class RayModel(ImplicitronModelBase):
         of_views = self.view_metrics.producible_names(
             rgb=contents.image_rgb,
             fg_probability=contents.fg_probability,
-            depth=contents.depth_map,
+            depth=contents.depth_map and self.raysampler.lengths_are_metric,
             n_prev_stages=n_prev_stages,
         )
         of_model = self.regularization_metrics.producible_names(
@@ -332,6 +346,9 @@ class RayModel(ImplicitronModelBase):
     def learn_sequences(self, names: Sequence[str]) -> None:
         if self.global_encoder is not None:
             self.global_encoder.learn_sequences(names)
+
+    def learn_views(self, cameras: Cameras) -> None:
+        self.raysampler.learn_views(cameras)
 
     def _distinct_fields(self) -> tuple[ImplicitFunctionBase, ...]:
         return tuple(dict.fromkeys(self.passes()))

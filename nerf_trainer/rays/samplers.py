@@ -61,6 +61,21 @@ class RaySamplerBase(ReplaceableBase, torch.nn.Module):
         """What a user should know of drawing from batches that hold this, one line each."""
         return ()
 
+    def learn_views(self, cameras: Cameras) -> None:
+        """Told once before training, after a checkpoint is loaded.
+
+        Args:
+            cameras: the training views, in host memory.
+
+        Raises:
+            ConfigError: this sampler can't place samples along their rays.
+        """
+
+    @property
+    def lengths_are_metric(self) -> bool:
+        """Whether lengths along rays are world units, and samples lie in the world; not so in NDC."""
+        return True
+
     @property
     def fewest_lengths(self) -> int | None:
         """The fewest samples that a ray gets, training or evaluation; None where that is not known beforehand."""

@@ -1,0 +1,62 @@
+"""Samples between each camera's own bounds, which are depths along its axis."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nerf_trainer.cameras.cameras import Cameras
+from nerf_trainer.config import registry
+from nerf_trainer.errors import ConfigError
+from nerf_trainer.rays.camera_bounds import CameraBoundsRaySampler
+from nerf_trainer.rays.samplers import RaySamplerBase
+from tests.scene_kit import orbit
+
+
+def bounded() -> Cameras:
+    return replace(orbit(2, 4.0, size=8), bounds=torch.tensor([[2.0, 6.0], [1.0, 10.0]]))
+
+
+def test_samples_of_a_view_lie_between_two_planes() -> None:
+    sampler = CameraBoundsRaySampler(n_pts_per_ray_evaluation=5)
+    assert registry.get(RaySamplerBase, "CameraBoundsRaySampler") is CameraBoundsRaySampler
+    cameras = bounded()
+    sampler.learn_views(cameras)
+    rays = sampler.grid(cameras, (8, 8))
+    _, depth = cameras.project(rays.points)
+    for view, (near, far) in enumerate(((1.8, 6.0), (0.9, 10.0))):
+        expected = torch.linspace(near, far, 5).expand(8, 8, 5)
+        torch.testing.assert_close(depth[view], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rays.directions.norm(dim=-1), torch.ones(2, 8, 8))
+
+
+def test_bounds_are_widened_as_asked() -> None:
+    sampler = CameraBoundsRaySampler(near_factor=0.5, far_factor=2.0, n_rays_per_image_sampled_from_mask=3)
+    cameras = bounded()
+    rays = sampler.draw(cameras)
+    cosine = (rays.directions * cameras.forward_axes[:, None]).sum(dim=-1)
+    torch.testing.assert_close(rays.near * cosine, torch.tensor([[1.0], [0.5]]).expand(2, 3))
+    torch.testing.assert_close(rays.far * cosine, torch.tensor([[12.0], [20.0]]).expand(2, 3))
+
+
+def test_views_without_bounds_are_refused() -> None:
+    sampler = CameraBoundsRaySampler()
+    for ask in (sampler.learn_views, sampler.draw):
+        with pytest.raises(ConfigError, match="the dataset knows no bounds of its cameras; use NearFarRaySampler"):
+            ask(orbit(2))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"near_factor": 1.1},
+        {"near_factor": -0.1},
+        {"far_factor": 0.9},
+        {"far_factor": float("inf")},
+        {"far_factor": float("nan")},
+        {"near_factor": 0.0, "linear_in_disparity": True},
+    ],
+)
+def test_factors_that_make_no_sense(options: dict) -> None:
+    with pytest.raises(ConfigError, match="near_factor, far_factor: "):
+        CameraBoundsRaySampler(**options)
