@@ -13,6 +13,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from nerf_trainer import __version__, launch
+from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.command_line import assignment, listing, shell_line, without
 from nerf_trainer.config import Configurable, build, choice
 from nerf_trainer.data.source import DataSourceBase
@@ -190,12 +191,15 @@ class Experiment(Configurable):
         train = None if self.training_loop.eval_only else loaders.train  # evaluation goes by what was learned
         names = train.contents.sequence_names if train is not None else ()
         model.learn_sequences(names)
+        views = datasets.train.cameras() if train is not None and datasets.train is not None else None
+        if views is not None:
+            model.learn_views(views)
         run = TrainingRun(
             runtime=runtime,
             exp_dir=folder,
             model=model,
             checkpoint=checkpoint,
-            new_model=partial(_new_model, self.model_factory, names),
+            new_model=partial(_new_model, self.model_factory, names, views),
             optimizer_factory=self.optimizer_factory,
             loaders=loaders,
             store=store,
@@ -221,7 +225,7 @@ class Experiment(Configurable):
             f"{begins} in {run.exp_dir}",
         ]
         run.display.line(" | ".join(facts))
-        for notice in (*datasets.notices, *self._check_data(run)):
+        for notice in (*datasets.notices, *run.loaders.notices, *self._check_data(run)):
             run.display.note(notice)
 
     def _check_data(self, run: TrainingRun) -> tuple[str, ...]:
@@ -243,10 +247,14 @@ def _set_option(component: Configurable, name: str, value: object) -> None:
     vars(component)[name] = value
 
 
-def _new_model(factory: ModelFactoryBase, names: Sequence[str], seed: int) -> ImplicitronModelBase:
+def _new_model(
+    factory: ModelFactoryBase, names: Sequence[str], views: Cameras | None, seed: int
+) -> ImplicitronModelBase:
     seed_everything(seed)
     model = factory.new_model()
     model.learn_sequences(names)
+    if views is not None:
+        model.learn_views(views)
     return model
 
 

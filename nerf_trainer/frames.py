@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
@@ -23,6 +23,8 @@ class PixelStore:
     """Image sizes (height, width), on the store's device."""
     has_alpha: bool = True
     """Whether any image has an alpha channel; without, nothing is known of what is foreground."""
+    drawable: Int[Tensor, "V"] | None = None
+    """Which of the P pixels may be drawn, in rising order; None where all may."""
 
     @classmethod
     def from_images(
@@ -30,15 +32,30 @@ class PixelStore:
         images: Sequence[UInt8[Tensor, "_ _ 4"]],
         device: torch.device | str = "cpu",
         has_alpha: bool = True,
+        valid: Sequence[Bool[Tensor, "_ _"] | None] = (),
     ) -> "PixelStore":
-        """Pack RGBA images, which may differ in size, in the order of their cameras."""
+        """Pack RGBA images, which may differ in size, in the order of their cameras.
+
+        Args:
+            valid: which pixels of each image may be drawn, None for all of it; () for all of all.
+
+        Raises:
+            ValueError: there are masks, and no pixel may be drawn.
+        """
         sizes = torch.tensor([image.shape[:2] for image in images])
         rgba = torch.empty(int(sizes.prod(dim=1).sum()), 4, dtype=torch.uint8, device=device)
         ends = sizes.prod(dim=1).cumsum(dim=0)
         for image, end in zip(images, ends.tolist(), strict=True):
             flat = image.reshape(-1, 4)
             rgba[end - flat.shape[0] : end] = flat.to(device)
-        return cls(rgba=rgba, ends=ends.to(device), sizes_hw=sizes.to(device), has_alpha=has_alpha)
+        drawable = drawable_pixels(valid, ends)
+        return cls(
+            rgba=rgba,
+            ends=ends.to(device),
+            sizes_hw=sizes.to(device),
+            has_alpha=has_alpha,
+            drawable=None if drawable is None else drawable.to(device),
+        )
 
     @property
     def n_images(self) -> int:
@@ -49,7 +66,9 @@ class PixelStore:
         return self.rgba.shape[0]
 
     def to(self, device: torch.device | str) -> Self:
-        return replace(self, rgba=self.rgba.to(device), ends=self.ends.to(device), sizes_hw=self.sizes_hw.to(device))
+        drawable = None if self.drawable is None else self.drawable.to(device)
+        rgba, ends, sizes_hw = self.rgba.to(device), self.ends.to(device), self.sizes_hw.to(device)
+        return replace(self, rgba=rgba, ends=ends, sizes_hw=sizes_hw, drawable=drawable)
 
     def draw(
         self, n: int, generator: torch.Generator, center_fraction: float = 1.0
@@ -57,12 +76,17 @@ class PixelStore:
         """Draw pixels uniformly, with replacement, across all images; no read-back to the host.
 
         Args:
-            center_fraction: restrict to the central part of each image, this fraction of its height and width.
+            center_fraction: restrict to the central part of each image, this fraction of its height and width. Where
+                some pixels may not be drawn, a draw that would become one of these stays where it was before.
 
         Returns:
             camera index and pixel centre (x, y) of each draw.
         """
-        index = torch.randint(self.n_pixels, (n,), generator=generator, device=self.rgba.device)
+        if self.drawable is None:
+            index = torch.randint(self.n_pixels, (n,), generator=generator, device=self.rgba.device)
+        else:
+            among = torch.randint(self.drawable.shape[0], (n,), generator=generator, device=self.rgba.device)
+            index = self.drawable[among].long()
         camera = torch.searchsorted(self.ends, index, right=True)
         size = self.sizes_hw[camera]
         within = index - (self.ends[camera] - size[:, 0] * size[:, 1])
@@ -70,8 +94,19 @@ class PixelStore:
         xy = torch.stack([columns, rows], dim=-1) + 0.5
         if center_fraction < 1.0:
             wh = size.flip(-1)
-            xy = (xy * center_fraction + wh * (0.5 - 0.5 * center_fraction)).floor() + 0.5
+            central = (xy * center_fraction + wh * (0.5 - 0.5 * center_fraction)).floor() + 0.5
+            xy = (
+                central if self.drawable is None else torch.where(self._may_draw(camera, central)[:, None], central, xy)
+            )
         return camera, xy
+
+    def _may_draw(self, camera_index: Int[Tensor, "n"], xy: Float[Tensor, "n 2"]) -> Bool[Tensor, "n"]:
+        """Whether pixels are among the drawable ones, where not all are."""
+        if self.drawable is None:
+            return torch.ones_like(camera_index, dtype=torch.bool)
+        index = self._index(camera_index, xy).to(self.drawable.dtype)
+        place = torch.searchsorted(self.drawable, index).clamp(max=self.drawable.shape[0] - 1)
+        return self.drawable[place] == index
 
     def gather(
         self, camera_index: Int[Tensor, "*rays"], xy: Float[Tensor, "*rays 2"]
@@ -80,11 +115,39 @@ class PixelStore:
 
         Alpha is None where no image has any.
         """
+        rgba = self.rgba[self._index(camera_index, xy)].float() / 255
+        return rgba[..., :3], rgba[..., 3:] if self.has_alpha else None
+
+    def _index(self, camera_index: Int[Tensor, "*rays"], xy: Float[Tensor, "*rays 2"]) -> Int[Tensor, "*rays"]:
+        """Where in the store the pixels are that `xy` falls into."""
         size = self.sizes_hw[camera_index]
         start = self.ends[camera_index] - size[..., 0] * size[..., 1]
         columns, rows = xy.long().unbind(-1)
-        rgba = self.rgba[start + rows * size[..., 1] + columns].float() / 255
-        return rgba[..., :3], rgba[..., 3:] if self.has_alpha else None
+        return start + rows * size[..., 1] + columns
+
+
+def drawable_pixels(valid: Sequence[Bool[Tensor, "_ _"] | None], ends: Int[Tensor, "N"]) -> Int[Tensor, "V"] | None:
+    """The places in a `PixelStore` of the pixels that masks leave, in host memory; None where there is no mask.
+
+    Args:
+        valid: a mask for each image, None for all of it.
+        ends: one past each image's last pixel.
+
+    Raises:
+        ValueError: there are masks, and they leave nothing.
+    """
+    if all(mask is None for mask in valid):
+        return None
+    starts = [0, *ends.tolist()]
+    dtype = torch.int32 if starts[-1] < 2**31 else torch.int64
+    parts = [
+        torch.arange(start, end, dtype=dtype) if mask is None else (mask.flatten().nonzero()[:, 0] + start).to(dtype)
+        for mask, start, end in zip(valid, starts[:-1], starts[1:], strict=True)
+    ]
+    drawable = torch.cat(parts)
+    if len(drawable) == 0:
+        raise ValueError("the masks leave no pixel to draw")
+    return drawable
 
 
 @dataclass(frozen=True)
@@ -107,6 +170,8 @@ class FrameContents:
     """What is foreground, for some frames at least."""
     depth_map: bool = True
     """Depth, for some frames at least."""
+    mask_crop: bool = False
+    """Which pixels count, for some frames at least."""
     is_resident: bool = False
     """Whether a batch is a whole scene as a `PixelStore`."""
     sequence_names: tuple[str, ...] = ()
@@ -130,7 +195,7 @@ class FrameData:
     fg_probability: Float[Tensor, "B 1 H W"] | None = None
     """How much of the pixel is foreground, in [0, 1]: an alpha channel or a mask file."""
     mask_crop: Float[Tensor, "B 1 H W"] | None = None
-    """1 where the image holds real pixels, 0 where it was padded to a common size."""
+    """1 where a pixel counts; 0 where it was padded to a common size, or a mask says not to use it."""
     depth_map: Float[Tensor, "B 1 H W"] | None = None
     """Depth along the view axis, world units; 0 where unknown."""
     depth_mask: Float[Tensor, "B 1 H W"] | None = None
@@ -160,6 +225,16 @@ class FrameData:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pixels"}
         return replace(self, **{name: value[index] for name, value in values.items() if value is not None})
 
+    def select(self, indices: Sequence[int]) -> Self:
+        """The frames of these numbers, in this order; images must be in host memory. Resident pixels stay whole."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pixels"}
+        chosen = {
+            name: value[list(indices)] if isinstance(value, Tensor | Cameras) else tuple(value[i] for i in indices)
+            for name, value in values.items()
+            if value is not None and len(value) > 0
+        }
+        return replace(self, **chosen)
+
     def to(self, device: torch.device | str) -> Self:
         """The same frames on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -170,13 +245,16 @@ class FrameData:
     def collate(cls, frames: Sequence["FrameData"]) -> "FrameData":
         """One batch out of single frames of the same size; what any of them lacks, the batch lacks.
 
-        Depth is the exception: where the others have it, it is 0, unknown. Source views seldom have what targets have.
+        Depth and mask_crop are the exceptions, for source views seldom have what targets have: where others have
+        depth, it is 0, unknown; where others have mask_crop, it is 1, every pixel counts.
         """
         batch: dict[str, object] = {}
         for f in fields(cls):
             values = [getattr(frame, f.name) for frame in frames]
             if f.name in ("depth_map", "depth_mask"):
-                values = _zeros_where_missing(values)
+                values = _filled(values, 0.0)
+            if f.name == "mask_crop":
+                values = _filled(values, 1.0)
             if any(v is None for v in values) or f.name == "pixels":
                 batch[f.name] = None
             elif isinstance(values[0], Cameras):
@@ -188,7 +266,7 @@ class FrameData:
         return cls(**batch)  # type: ignore[arg-type]
 
 
-def _zeros_where_missing(maps: list[Any]) -> list[Any]:
-    """Zeros in the place of maps that are None, where any is there to tell the size."""
+def _filled(maps: list[Any], value: float) -> list[Any]:
+    """`value` everywhere in the place of maps that are None, if any is there to tell the size."""
     there = next((m for m in maps if m is not None), None)
-    return maps if there is None else [torch.zeros_like(there) if m is None else m for m in maps]
+    return maps if there is None else [torch.full_like(there, value) if m is None else m for m in maps]

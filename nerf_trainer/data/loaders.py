@@ -4,20 +4,21 @@ No loader has a state: step s of epoch e is the same batch in every run of the s
 whether the run got there in one go or was resumed, and however many threads decode.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
-from nerf_trainer.data.splits import UNSEEN, DatasetBase
+from nerf_trainer.data.evaluation_views import EvaluationViews, evaluation_views
+from nerf_trainer.data.pixel_pools import PixelFilling
+from nerf_trainer.data.samplers import FrameSampler
+from nerf_trainer.data.splits import DatasetBase
 from nerf_trainer.errors import ConfigError, DataError
-from nerf_trainer.frames import FrameContents, FrameData, PixelStore
+from nerf_trainer.frames import FrameContents, FrameData
 from nerf_trainer.randomness import derive_seed
 
 
@@ -65,8 +66,7 @@ class ResidentFrameLoader(FrameLoader):
         return self._n_steps
 
     def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        images = decode_all(self._dataset)
-        pixels = PixelStore.from_images(images, device, has_alpha=self.contents.fg_probability)
+        pixels = PixelFilling(self._dataset, range(len(self._dataset)), device).result()
         self._scene = replace(self._dataset.as_batch().to(device), pixels=pixels)
 
     @property
@@ -129,6 +129,7 @@ class ShuffledFrameLoader(DecodingLoader):
         super().__init__(dataset, num_workers)
         self._batch_size = batch_size
         self._n_steps = n_steps
+        self._pass: tuple[tuple[int, int, int], list[int]] = ((0, 0, -1), [])
         self._check_fits()
 
     def __len__(self) -> int:
@@ -156,51 +157,80 @@ class ShuffledFrameLoader(DecodingLoader):
 
     def _batch(self, epoch: int, step: int) -> list[int]:
         n_pass, within = divmod(step, self._steps_of_pass)
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "shuffle", epoch, n_pass))
-        order = torch.randperm(len(self._dataset), generator=generator)
         first = (within * self._world_size + self._rank) * self._batch_size
-        return order[first : first + self._batch_size].tolist()
+        return self._order(epoch, n_pass)[first : first + self._batch_size]
+
+    def _order(self, epoch: int, n_pass: int) -> list[int]:
+        """A shuffled pass; the last one is kept, for the steps after."""
+        key = (self._seed, epoch, n_pass)
+        if self._pass[0] != key:
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, "shuffle", epoch, n_pass))
+            self._pass = key, torch.randperm(len(self._dataset), generator=generator).tolist()
+        return self._pass[1]
+
+
+class SampledFrameLoader(DecodingLoader):
+    """Batches of whole images as a sampler draws them.
+
+    Args:
+        dataset: the frames.
+        sampler: draws them.
+        num_workers: threads that decode ahead; 0 decodes when a batch is asked for.
+    """
+
+    def __init__(self, dataset: DatasetBase, sampler: FrameSampler, num_workers: int) -> None:
+        super().__init__(dataset, num_workers)
+        self._sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        super().place(device, seed, rank, world_size)
+        self._sampler.place(seed, rank, world_size)
+
+    def _fewest_source_views(self) -> int | None:
+        return self._sampler.fewest_source_views()
+
+    def _batch(self, epoch: int, step: int) -> list[int]:
+        return self._sampler.batch(epoch, step)
 
 
 class EvaluationFrameLoader(DecodingLoader):
     """The views to evaluate, in order, each with its source views after it; ranks take turns.
 
     Args:
-        dataset: the frames. Its evaluation batches are used, or else each frame by itself.
-        n_steps: how many batches, spread evenly over all and the same ones at every epoch; 0 for all.
+        dataset: the frames.
+        n_steps: how many views, spread evenly over all and the same ones at every epoch; 0 for all.
         num_workers: threads that decode ahead.
+        views: which views, with what source views; None takes what `evaluation_views` says.
     """
 
-    def __init__(self, dataset: DatasetBase, n_steps: int, num_workers: int) -> None:
+    def __init__(
+        self, dataset: DatasetBase, n_steps: int, num_workers: int, views: EvaluationViews | None = None
+    ) -> None:
         super().__init__(dataset, num_workers)
-        batches = dataset.get_eval_batches()
-        if batches is None:
-            unseen = [i for i, kind in enumerate(dataset.frame_types) if kind == UNSEEN]
-            batches = [[i] for i in unseen or range(len(dataset))]
-        n = min(n_steps, len(batches)) or len(batches)
-        self._batches = [batches[i * len(batches) // n] for i in range(n)]
+        self._views = views or evaluation_views(dataset)
+        n = min(n_steps, len(self._views)) or len(self._views)
+        self._numbers = [i * len(self._views) // n for i in range(n)]
 
     def __len__(self) -> int:
-        return len(self._batches[self._rank :: self._world_size])
+        return len(self._numbers[self._rank :: self._world_size])
 
     @property
     def contents(self) -> FrameContents:
+        return replace(super().contents, sequence_names=self._sequence_names)
+
+    @cached_property
+    def _sequence_names(self) -> tuple[str, ...]:
         sequences = self._dataset.frame_sequences
-        return replace(super().contents, sequence_names=tuple(sorted({sequences[batch[0]] for batch in self._batches})))
+        return tuple(sorted({sequences[self._views.target(number)] for number in self._numbers}))
 
     def _fewest_source_views(self) -> int | None:
-        sequences = self._dataset.frame_sequences
-        counts = (sum(sequences[i] == sequences[batch[0]] for i in batch[1:]) for batch in self._batches)
-        return min(counts, default=None)
+        return self._views.fewest_source_views(self._numbers)
 
     def _batch(self, epoch: int, step: int) -> list[int]:
-        return self._batches[self._rank + step * self._world_size]
-
-
-def decode_all(dataset: DatasetBase) -> list[UInt8[Tensor, "_ _ 4"]]:
-    """Every frame's pixels, decoded on as many threads as there are processors (at most 8)."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        return list(threads.map(dataset.rgba, range(len(dataset))))
+        return self._views.batch(self._numbers[self._rank + step * self._world_size])
 
 
 def _decode_ahead(dataset: DatasetBase, batches: Iterator[list[int]], n_threads: int) -> Iterator[FrameData]:
@@ -227,7 +257,7 @@ def _decode_batch(dataset: DatasetBase, batch: Sequence[int]) -> FrameData:
         found = " and ".join(f"{height}x{width}" for height, width in sorted(sizes)[:2])
         raise DataError(
             f"{dataset.image_paths[batch[0]]}: found images of {found} pixels (height x width) in its batch, expected "
-            "one size; set batch_size=1, or use ResidentDataLoaderMapProvider"
+            "one size; set batch_size=1 (or images_per_seq_options=[1]), or use ResidentDataLoaderMapProvider"
         )
     return FrameData.collate([dataset[i] for i in batch])
 
@@ -239,3 +269,5 @@ class DataLoaderMap:
     train: FrameLoader | None = None
     val: FrameLoader | None = None
     test: FrameLoader | None = None
+    notices: tuple[str, ...] = ()
+    """What a user should know of how frames are drawn, one line each."""

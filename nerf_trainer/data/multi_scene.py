@@ -6,14 +6,15 @@ from enum import Enum
 from itertools import accumulate
 from pathlib import Path
 
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import registry
 from nerf_trainer.data.blender import BlenderDatasetMapProvider, BlenderSceneOptions
+from nerf_trainer.data.concatenation import ConcatenatedDataset
 from nerf_trainer.data.files import scene_folder, shown
-from nerf_trainer.data.splits import UNSEEN, DatasetBase, DatasetMap
+from nerf_trainer.data.splits import DatasetBase, DatasetMap, is_unseen
 from nerf_trainer.errors import ConfigError, DataError, keyed_line, unknown_name
 from nerf_trainer.frames import FrameContents, FrameData
 
@@ -32,32 +33,30 @@ class JoinedDataset(DatasetBase):
     def __init__(
         self, parts: Mapping[str, DatasetBase], frame_types: Mapping[str, Mapping[str, str]] | None = None
     ) -> None:
-        if not parts:
-            raise ValueError("no datasets to join")
         words = frame_types or {}
         self._parts = tuple(parts.values())
         self._starts = (0, *accumulate(len(part) for part in self._parts))
-        self._places = tuple((part, i) for part in self._parts for i in range(len(part)))
-        self._cameras = Cameras.cat([part.cameras() for part in self._parts])
+        self._frames = ConcatenatedDataset(self._parts)
         self._sequences = tuple(name for name, part in parts.items() for _ in range(len(part)))
         self._frame_types = tuple(
             words.get(name, {}).get(word, word) for name, part in parts.items() for word in part.frame_types
         )
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._frames)
 
     def __getitem__(self, index: int) -> FrameData:
-        part, i = self._places[index]
         name, frame_type = self._sequences[index], self._frame_types[index]
-        return replace(part[i], sequence_name=(name,), frame_type=(frame_type,))
+        return replace(self._frames[index], sequence_name=(name,), frame_type=(frame_type,))
 
     def rgba(self, index: int) -> UInt8[Tensor, "H W 4"]:
-        part, i = self._places[index]
-        return part.rgba(i)
+        return self._frames.rgba(index)
+
+    def valid(self, index: int) -> Bool[Tensor, "H W"] | None:
+        return self._frames.valid(index)
 
     def cameras(self) -> Cameras:
-        return self._cameras
+        return self._frames.cameras()
 
     @property
     def frame_sequences(self) -> tuple[str, ...]:
@@ -65,7 +64,7 @@ class JoinedDataset(DatasetBase):
 
     @property
     def frame_numbers(self) -> tuple[int, ...]:
-        return tuple(number for part in self._parts for number in part.frame_numbers)
+        return self._frames.frame_numbers
 
     @property
     def frame_types(self) -> tuple[str, ...]:
@@ -73,22 +72,19 @@ class JoinedDataset(DatasetBase):
 
     @property
     def image_paths(self) -> tuple[str, ...]:
-        return tuple(path for part in self._parts for path in part.image_paths)
+        return self._frames.image_paths
 
     @property
     def frame_timestamps(self) -> tuple[float, ...] | None:
-        times = [part.frame_timestamps for part in self._parts]
-        return None if any(t is None for t in times) else tuple(x for t in times if t is not None for x in t)
+        return self._frames.frame_timestamps
+
+    @property
+    def frame_categories(self) -> tuple[str, ...] | None:
+        return self._frames.frame_categories
 
     @property
     def contents(self) -> FrameContents:
-        held = [part.contents for part in self._parts]
-        return FrameContents(
-            image_rgb=any(c.image_rgb for c in held),
-            fg_probability=any(c.fg_probability for c in held),
-            depth_map=any(c.depth_map for c in held),
-            sequence_names=tuple(sorted(self.sequence_names)),
-        )
+        return replace(self._frames.contents, sequence_names=tuple(sorted(self.sequence_names)))
 
     def get_eval_batches(self) -> list[list[int]] | None:
         """The batches of one part after the other; a part that lays none down gives its unseen frames, one a batch."""
@@ -98,7 +94,7 @@ class JoinedDataset(DatasetBase):
         joined = []
         for part, start, batches in zip(self._parts, self._starts, laid_down, strict=False):
             if batches is None:
-                unseen = [i for i, kind in enumerate(part.frame_types) if kind == UNSEEN]
+                unseen = [i for i, kind in enumerate(part.frame_types) if is_unseen(kind)]
                 batches = [[i] for i in unseen or range(len(part))]
             joined += [[start + i for i in batch] for batch in batches]
         return joined

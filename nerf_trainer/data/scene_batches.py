@@ -1,23 +1,23 @@
-"""Batches for models that see a scene from source views: some frames of each of a few sequences.
+"""Training batches for models that see a scene from source views, drawn by a `SceneBatchSampler`.
 
-A batch of B images has k frames of each of B / k sequences, k being drawn anew from a list for every batch (the rule of
-Implicitron's SceneBatchSampler; where k does not divide B, the last sequence has fewer). The first frame is
-the target to render, the frames of its sequence that follow are its source views; which is which is drawn at random.
-
-As with the other loaders, a batch depends on the seed, the rank, the epoch and the step alone.
+A batch of B images has k frames of each of B / k sequences. The first frame is the target to render, the frames of its
+sequence that follow are its source views.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from nerf_trainer.data.loaders import DecodingLoader, decode_all
+from nerf_trainer.data.consecutive import Segments
+from nerf_trainer.data.loaders import DecodingLoader
+from nerf_trainer.data.pixel_pools import default_threads
+from nerf_trainer.data.samplers import SceneBatchSampler
 from nerf_trainer.data.splits import DatasetBase
-from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.errors import DataError
 from nerf_trainer.frames import FrameData
-from nerf_trainer.randomness import derive_seed
 
 
 class SceneBatchLoader(DecodingLoader):
@@ -29,8 +29,9 @@ class SceneBatchLoader(DecodingLoader):
         n_steps: steps of an epoch; 0 for as many as there are frames.
         num_workers: threads that decode ahead; 0 decodes when a batch is asked for.
         images_per_seq: how many frames a sequence may have in a batch; each batch draws one of them.
-        keep_on_device: decode all frames once and keep them on the device, four bytes a pixel, and as many more for
-            depth: a batch is then put together there, without a copy from the host.
+        keep_on_device: decode all frames once and keep them on the device, four bytes a pixel (five with masks of what
+            counts), and as many more for depth: a batch is then put together there, without a copy from the host.
+        segments: take frames that follow each other; None takes any.
 
     Raises:
         ConfigError: images_per_seq is empty or has a number below 1.
@@ -45,29 +46,21 @@ class SceneBatchLoader(DecodingLoader):
         num_workers: int,
         images_per_seq: Sequence[int],
         keep_on_device: bool = False,
+        segments: Segments | None = None,
     ) -> None:
         super().__init__(dataset, num_workers)
-        if not images_per_seq or min(images_per_seq) < 1:
-            raise ConfigError(
-                f"images_per_seq_options: found {list(images_per_seq)}, expected whole numbers of at least 1"
-            )
-        self._batch_size = batch_size
-        self._n_steps = n_steps
-        self._images_per_seq = tuple(images_per_seq)
-        by_name: dict[str, list[int]] = {}
-        for i, name in enumerate(dataset.frame_sequences):
-            by_name.setdefault(name, []).append(i)
-        self._sequences = list(by_name.values())
+        self._sampler = SceneBatchSampler(dataset, batch_size, n_steps, images_per_seq, segments)
         self._keep_on_device = keep_on_device
         self._kept: KeptFrames | None = None
         if keep_on_device:
             KeptFrames.check(dataset)
 
     def __len__(self) -> int:
-        return self._n_steps or len(self._dataset)
+        return len(self._sampler)
 
     def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
         super().place(device, seed, rank, world_size)
+        self._sampler.place(seed, rank, world_size)
         self._kept = KeptFrames(self._dataset, device) if self._keep_on_device else None
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[FrameData]:
@@ -78,22 +71,10 @@ class SceneBatchLoader(DecodingLoader):
             yield self._kept.batch(self._batch(epoch, step))
 
     def _fewest_source_views(self) -> int | None:
-        return min(self._batch_size, *self._images_per_seq, *map(len, self._sequences)) - 1
+        return self._sampler.fewest_source_views()
 
     def _batch(self, epoch: int, step: int) -> list[int]:
-        seed = derive_seed(self._seed, "scene batches", self._rank, epoch, step)
-        generator = torch.Generator().manual_seed(seed)
-        option = torch.randint(len(self._images_per_seq), (), generator=generator)
-        k = min(self._images_per_seq[int(option)], self._batch_size)
-        chosen: list[int] = []
-        for number in torch.randperm(len(self._sequences), generator=generator).tolist():
-            frames = self._sequences[number]
-            n = min(k, self._batch_size - len(chosen), len(frames))
-            order = torch.randperm(len(frames), generator=generator)[:n]
-            chosen += [frames[i] for i in order.tolist()]
-            if len(chosen) == self._batch_size:
-                break
-        return chosen
+        return self._sampler.batch(epoch, step)
 
 
 class KeptFrames:
@@ -108,8 +89,11 @@ class KeptFrames:
         self.check(dataset)
         self._frames = dataset.as_batch().to(device)
         self._has_alpha = dataset.contents.fg_probability
-        images = torch.stack(decode_all(dataset))
+        with ThreadPoolExecutor(default_threads()) as threads:
+            images = torch.stack(list(threads.map(dataset.rgba, range(len(dataset)))))
+            valid = list(threads.map(dataset.valid, range(len(dataset))))
         self._rgba: UInt8[Tensor, "N 4 H W"] = images.permute(0, 3, 1, 2).contiguous().to(device)
+        self._valid = _valid_maps(valid, dataset).to(device) if any(mask is not None for mask in valid) else None
         self._depth = _depth_maps(dataset).to(device) if dataset.contents.depth_map else None
 
     @staticmethod
@@ -134,6 +118,7 @@ class KeptFrames:
             cameras=all_frames.cameras.select(index, list(indices)),
             image_rgb=pixels[:, :3],
             fg_probability=pixels[:, 3:] if self._has_alpha else None,
+            mask_crop=None if self._valid is None else self._valid[index].float(),
             depth_map=depth,
             depth_mask=None if depth is None else (depth > 0).float(),
             sequence_name=tuple(all_frames.sequence_name[i] for i in indices),
@@ -142,6 +127,13 @@ class KeptFrames:
             frame_timestamp=None if times is None else times[index],
             image_path=tuple(all_frames.image_path[i] for i in indices),
         )
+
+
+def _valid_maps(valid: Sequence[Bool[Tensor, "H W"] | None], dataset: DatasetBase) -> Bool[Tensor, "N 1 H W"]:
+    """Which pixels of all frames count, all of a frame's where it has no mask."""
+    height, width = dataset.image_sizes_hw[0].tolist()
+    every = torch.ones(height, width, dtype=torch.bool)
+    return torch.stack([every if mask is None else mask for mask in valid])[:, None]
 
 
 def _depth_maps(dataset: DatasetBase) -> Float[Tensor, "N 1 H W"]:

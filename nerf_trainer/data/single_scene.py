@@ -210,6 +210,7 @@ class SingleSceneDataset(DatasetBase):
         return FrameContents(
             fg_probability=any(self._has_foreground(frame) for frame in self._frames),
             depth_map=any(frame.depth_path is not None for frame in self._frames),
+            mask_crop=self._mask_role is MaskRole.VALID and any(frame.mask_path for frame in self._frames),
             sequence_names=tuple(sorted(self.sequence_names)),
         )
 
@@ -222,13 +223,9 @@ class SingleSceneDataset(DatasetBase):
         Which ones depends on the target's number alone, and a smaller `n_known` takes the first of the same order.
         With None each target is evaluated by itself.
         """
+        batches = batches_with_known(self.frame_numbers, len(known), n_known)
         if n_known is None:
-            return self._with(self._frames, self._cameras, [[i] for i in range(len(self))])
-        batches = []
-        for i, frame in enumerate(self._frames):
-            generator = torch.Generator().manual_seed(derive_seed(0, "known frames", frame.number))
-            order = torch.randperm(len(known), generator=generator)[:n_known]
-            batches.append([i, *(order + len(self)).tolist()])
+            return self._with(self._frames, self._cameras, batches)
         sources = [replace(frame, frame_type=KNOWN) for frame in known._frames]
         return self._with([*self._frames, *sources], Cameras.cat([self._cameras, known._cameras]), batches)
 
@@ -249,3 +246,22 @@ class SingleSceneDataset(DatasetBase):
             self._cache_bytes,
             self._mask_role,
         )
+
+
+def batches_with_known(numbers: Sequence[int], n_frames: int, n_known: int | None) -> list[list[int]]:
+    """Evaluation batches: each target, and after it the first `n_known` of the known frames in an order of its own.
+
+    The order depends on the target's number alone.
+
+    Args:
+        numbers: the targets' numbers.
+        n_frames: how many known frames there are; they follow the targets, so that theirs are the indices from
+            len(numbers) on.
+        n_known: how many of them each target comes with; None for none.
+    """
+    batches = []
+    for i, number in enumerate(numbers):
+        generator = torch.Generator().manual_seed(derive_seed(0, "known frames", number))
+        order = torch.randperm(n_frames, generator=generator)[: n_known or 0]
+        batches.append([i, *(order + len(numbers)).tolist()])
+    return batches

@@ -1,0 +1,93 @@
+"""Datasets in a row, as one."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TypeVar
+
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from nerf_trainer.cameras.cameras import Cameras
+from nerf_trainer.data.splits import DatasetBase
+from nerf_trainer.frames import FrameContents, FrameData
+
+_Value = TypeVar("_Value")
+
+
+class ConcatenatedDataset(DatasetBase):
+    """The frames of several datasets, one dataset after the other, with all that they say of them.
+
+    Evaluation batches are not taken over.
+    """
+
+    def __init__(self, parts: Sequence[DatasetBase]) -> None:
+        if not parts:
+            raise ValueError("no datasets to join")
+        self._parts = tuple(parts)
+        self._places = tuple((part, i) for part in self._parts for i in range(len(part)))
+        self._cameras = Cameras.cat([part.cameras() for part in self._parts])
+        self._sequences = tuple(chain.from_iterable(part.frame_sequences for part in self._parts))
+        self._numbers = tuple(chain.from_iterable(part.frame_numbers for part in self._parts))
+        self._types = tuple(chain.from_iterable(part.frame_types for part in self._parts))
+        self._paths = tuple(chain.from_iterable(part.image_paths for part in self._parts))
+        self._times = _all_or_none([part.frame_timestamps for part in self._parts])
+        self._categories = _all_or_none([part.frame_categories for part in self._parts])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> FrameData:
+        part, i = self._places[index]
+        return part[i]
+
+    def rgba(self, index: int) -> UInt8[Tensor, "H W 4"]:
+        part, i = self._places[index]
+        return part.rgba(i)
+
+    def valid(self, index: int) -> Bool[Tensor, "H W"] | None:
+        part, i = self._places[index]
+        return part.valid(i)
+
+    def cameras(self) -> Cameras:
+        return self._cameras
+
+    @property
+    def frame_sequences(self) -> tuple[str, ...]:
+        return self._sequences
+
+    @property
+    def frame_numbers(self) -> tuple[int, ...]:
+        return self._numbers
+
+    @property
+    def frame_types(self) -> tuple[str, ...]:
+        return self._types
+
+    @property
+    def image_paths(self) -> tuple[str, ...]:
+        return self._paths
+
+    @property
+    def frame_timestamps(self) -> tuple[float, ...] | None:
+        return self._times
+
+    @property
+    def frame_categories(self) -> tuple[str, ...] | None:
+        return self._categories
+
+    @property
+    def contents(self) -> FrameContents:
+        held = [part.contents for part in self._parts]
+        return FrameContents(
+            image_rgb=any(c.image_rgb for c in held),
+            fg_probability=any(c.fg_probability for c in held),
+            depth_map=any(c.depth_map for c in held),
+            mask_crop=any(c.mask_crop for c in held),
+            sequence_names=tuple(sorted(self.sequence_names)),
+        )
+
+
+def _all_or_none(parts: Sequence[tuple[_Value, ...] | None]) -> tuple[_Value, ...] | None:
+    """All in a row; None where a part has none."""
+    there = [part for part in parts if part is not None]
+    return tuple(chain.from_iterable(there)) if len(there) == len(parts) else None

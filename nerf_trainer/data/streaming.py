@@ -1,0 +1,137 @@
+"""A scene that is too large for the device: its training images come in pools, one in use while the next is decoded.
+
+Pool p of a run has the same frames in every run of the same seed and number of processes, and serves steps
+p * steps_per_pool to (p + 1) * steps_per_pool - 1 counted from the run's first. How fast frames are decoded decides how
+long a step waits, and nothing else.
+"""
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from nerf_trainer.data.loaders import FrameLoader
+from nerf_trainer.data.pixel_pools import PixelFilling
+from nerf_trainer.data.splits import DatasetBase
+from nerf_trainer.frames import FrameContents, FrameData
+from nerf_trainer.randomness import derive_seed
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """Which frames each pool has: shuffled passes over all frames, dealt to the ranks, each share cut into pools."""
+
+    n_frames: int
+    """Frames of the dataset."""
+    most_frames: int
+    """Frames that fit in a pool."""
+    seed: int = 0
+    """The run's seed."""
+    rank: int = 0
+    """Which of the processes this is."""
+    world_size: int = 1
+    """How many processes share a pass."""
+
+    @property
+    def n_frames_of_pass(self) -> int:
+        """Frames that each rank sees in a pass; where ranks don't divide the frames, some see one that others see."""
+        return -(-self.n_frames // self.world_size)
+
+    @property
+    def pools_of_pass(self) -> int:
+        """Pools that a pass takes; their sizes differ by one frame at most."""
+        return -(-self.n_frames_of_pass // self.most_frames)
+
+    def frames(self, number: int) -> list[int]:
+        """The frames of pool `number`, counted from the run's first; no frame twice."""
+        n_pass, within = divmod(number, self.pools_of_pass)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "pools", n_pass))
+        order = torch.randperm(self.n_frames, generator=generator)
+        share = (torch.arange(self.n_frames_of_pass) * self.world_size + self.rank) % self.n_frames
+        first, last = (i * self.n_frames_of_pass // self.pools_of_pass for i in (within, within + 1))
+        return order[share[first:last]].tolist()
+
+
+class StreamingFrameLoader(FrameLoader):
+    """Each step is all pixels and cameras of a pool of frames, and the ray sampler draws.
+
+    Two pools are on the device: the one in use, and the next, which threads fill in the background. The next is begun
+    when the step after a change of pools is asked for: by then, nobody has the old one any more.
+
+    Args:
+        dataset: the frames.
+        n_steps: steps of an epoch.
+        frames_per_pool: frames that a pool has at most.
+        steps_per_pool: steps that a pool serves.
+        num_workers: threads that decode; 0 for as many as there are processors, at most 8.
+    """
+
+    def __init__(
+        self, dataset: DatasetBase, n_steps: int, frames_per_pool: int, steps_per_pool: int, num_workers: int = 0
+    ) -> None:
+        self._dataset = dataset
+        self._n_steps = n_steps
+        self._steps_per_pool = steps_per_pool
+        self._num_workers = num_workers
+        self._plan = PoolPlan(len(dataset), frames_per_pool)
+        self._device: torch.device | str | None = None
+        self._frames: FrameData | None = None
+        self._current: tuple[int, FrameData] | None = None
+        self._next: tuple[int, PixelFilling] | None = None
+        self._at_end: weakref.finalize[[], StreamingFrameLoader] | None = None
+
+    def __len__(self) -> int:
+        return self._n_steps
+
+    def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self._drop_next()
+        self._current = None
+        self._device = device
+        self._frames = self._dataset.as_batch()
+        self._plan = replace(self._plan, seed=seed, rank=rank, world_size=world_size)
+
+    @property
+    def contents(self) -> FrameContents:
+        return replace(self._dataset.contents, depth_map=False, is_resident=True, fewest_source_views=0)
+
+    def steps(self, epoch: int, start: int = 0) -> Iterator[FrameData]:
+        for step in range(start, self._n_steps):
+            number = (epoch * self._n_steps + step) // self._steps_per_pool
+            yield self._pool(number)
+            self._begin(number + 1)
+
+    def _pool(self, number: int) -> FrameData:
+        """A pool, waited for where it isn't there."""
+        if self._frames is None or self._device is None:
+            raise RuntimeError("place() comes before steps()")
+        if self._current is None or self._current[0] != number:
+            self._current = None
+            self._begin(number)
+            if self._next is None:
+                raise RuntimeError("the filling was begun above")
+            pixels = self._next[1].result()
+            self._release_next()
+            frames = self._frames.select(self._plan.frames(number)).to(self._device)
+            self._current = number, replace(frames, pixels=pixels)
+        return self._current[1]
+
+    def _begin(self, number: int) -> None:
+        """Fill a pool in the background, unless that has begun; another one that was begun is dropped."""
+        if self._device is None or (self._next is not None and self._next[0] == number):
+            return
+        self._drop_next()
+        filling = PixelFilling(self._dataset, self._plan.frames(number), self._device, self._num_workers)
+        self._next = number, filling
+        self._at_end = weakref.finalize(self, filling.cancel)
+
+    def _drop_next(self) -> None:
+        if self._next is not None:
+            self._next[1].cancel()
+            self._release_next()
+
+    def _release_next(self) -> None:
+        self._next = None
+        if self._at_end is not None:
+            self._at_end.detach()
+            self._at_end = None
