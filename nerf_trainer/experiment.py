@@ -22,7 +22,7 @@ from nerf_trainer.errors import CheckpointError, ConfigError, UserError
 from nerf_trainer.evaluation.evaluator import lpips_net
 from nerf_trainer.evaluation.view_synthesis import metric_label
 from nerf_trainer.models.base import ImplicitronModelBase
-from nerf_trainer.training import run_config
+from nerf_trainer.training import run_config, world_frame
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.interruption import RunStoppedError
 from nerf_trainer.training.loop import LoopResult, TrainingLoopBase
@@ -165,6 +165,7 @@ class Experiment(Configurable):
                         display.note(notice)
             if text is not None and runtime.is_main and not self.training_loop.eval_only:
                 run_config.save(folder, text)
+                world_frame.save(folder, datasets.dataset_from_world)
             try:
                 result = self.training_loop.run(run)
             finally:
