@@ -83,8 +83,28 @@ def co3d_category(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def colmap_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight small photographs from all round, with COLMAP's model of them; not to be changed."""
+    from tests.data.colmap_scene import write_scene
+    from tests.known_scene import ring
+
+    return write_scene(tmp_path_factory.mktemp("colmap"), ring(8))
+
+
+@pytest.fixture(scope="session")
+def llff_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine small photographs from the front in LLFF's format, shrunk to a quarter; not to be changed."""
+    from tests.data.llff_scene import write_llff
+    from tests.known_scene import facing
+
+    return write_llff(tmp_path_factory.mktemp("llff") / "known", facing(9), "images_4", taken_at=4)
+
+
 @pytest.fixture
-def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solids: Path) -> Iterator[Callable[..., DictConfig]]:
+def compose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solids: Path, colmap_scene: Path, llff_scene: Path
+) -> Iterator[Callable[..., DictConfig]]:
     """Composes a recipe as `nerf_runner` does, in an empty working directory; interpolations stay as written.
 
     The recipes that ask for a Blender scene get the embedded one, those that ask for solids small ones.
@@ -98,6 +118,9 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solids: Path) -> It
     monkeypatch.setenv("NERF_TRAINER_DEBUG", "1")
     monkeypatch.setenv("BLENDER_DATASET_ROOT", "scene:/")
     monkeypatch.setenv("BLENDER_SINGLESEQ_CLASS", "quickstart")
+    monkeypatch.setenv("COLMAP_DATASET_ROOT", str(colmap_scene))
+    monkeypatch.setenv("LLFF_DATASET_ROOT", str(llff_scene.parent))
+    monkeypatch.setenv("LLFF_SINGLESEQ_CLASS", llff_scene.name)
     monkeypatch.setenv("SOLIDS_ROOT", str(solids / "many"))
     monkeypatch.setenv("MOVING_SOLIDS_ROOT", str(solids / "moving"))
 

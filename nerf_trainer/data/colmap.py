@@ -17,6 +17,7 @@ from nerf_trainer.data.colmap_model import ColmapCamera, ColmapImage, ColmapMode
 from nerf_trainer.data.colmap_reader import ModelFiles
 from nerf_trainer.data.files import resolve_inside, scene_folder, shown
 from nerf_trainer.data.images import ImageHeader
+from nerf_trainer.data.lens_checks import require_invertible
 from nerf_trainer.data.photographs import Photograph, PhotographOptions, every_nth, require_at_least
 from nerf_trainer.data.single_scene import MaskRole
 from nerf_trainer.data.splits import DatasetMap
@@ -90,6 +91,7 @@ class ColmapDatasetMapProvider(PhotographOptions):
         posed, by = settled(_posed(model, bounds), self.world)
         kept = list(scan.kept)
         views, sized = _as_read(posed[kept], [model.images[i] for i in kept], model, scan.headers, factor)
+        require_invertible(views, lambda i: scan.photographs[i].where)
         frames = self.dataset(scan, views, factor, self.masks)
         learned, held_out = every_nth(len(model.images), self.hold_out_every)
         of_train = [i for i, number in enumerate(scan.kept) if number in set(learned)]

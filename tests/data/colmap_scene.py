@@ -31,7 +31,7 @@ def brown(k1: float = 0.0, k2: float = 0.0, p1: float = 0.0, p2: float = 0.0) ->
 
 
 def fisheye(k1: float = 0.0, k2: float = 0.0, k3: float = 0.0, k4: float = 0.0) -> Callable[[Array], Array]:
-    """COLMAP's OPENCV_FISHEYE: theta = atan r, theta' = theta (1 + k1 theta^2 + ... + k4 theta^8), p' = p theta' / r."""
+    """COLMAP's OPENCV_FISHEYE: t = atan r, t' = t (1 + k1 t^2 + k2 t^4 + k3 t^6 + k4 t^8), p' = p t' / r."""
 
     def lens(p: Array) -> Array:
         r = np.maximum(np.linalg.norm(p, axis=1, keepdims=True), 1e-12)
@@ -69,8 +69,10 @@ def through(views: Sequence[KnownView], name: str) -> list[KnownView]:
     """The views through one of `LENSES`."""
     lens = LENSES[name]
     focal = (60.0, 60.0) if lens.square else (60.0, 57.0)
-    return [replace(v, focal=focal) for v in views] if lens.function is None else with_lens(
-        views, lens.function, focal=focal
+    return (
+        [replace(v, focal=focal) for v in views]
+        if lens.function is None
+        else with_lens(views, lens.function, focal=focal)
     )
 
 
@@ -127,7 +129,7 @@ def pose(view: KnownView) -> list[float]:
 
 
 def write_binary(folder: Path, views: Sequence[KnownView], model: str = "PINHOLE", names: Sequence[str] = ()) -> None:
-    """cameras.bin (a camera for each view, CAMERA_ID 2 i + 1), images.bin (IMAGE_ID i + 10, last first), points3D.bin."""
+    """A camera for each view (CAMERA_ID 2 i + 1), images from the last to the first (IMAGE_ID i + 10), and points."""
     folder.mkdir(parents=True, exist_ok=True)
     observed, n = Observations.of(views), len(views)
     cameras = [struct.pack("<Q", n)]
@@ -155,7 +157,10 @@ def write_text(folder: Path, views: Sequence[KnownView], model: str = "PINHOLE",
     folder.mkdir(parents=True, exist_ok=True)
     observed = Observations.of(views)
     cameras = ["# Camera list with one line of data per camera:", "#   CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]"]
-    images = ["# Image list with two lines of data per image:", "#   IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME"]
+    images = [
+        "# Image list with two lines of data per image:",
+        "#   IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME",
+    ]
     points = ["# 3D point list with one line of data per point:"]
     for i, view in enumerate(views):
         values = " ".join(repr(float(value)) for value in parameters(view, model))
