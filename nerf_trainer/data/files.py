@@ -205,6 +205,25 @@ def read_json(path: Path) -> JsonNode:
             f"{MAX_JSON_BYTES / 2**20:.0f} MiB; split the scene"
         )
 
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        problem = shown(str(error)[:160])
+        raise DataError(f"{shown(path)}: expected JSON, found: {problem}; fix the file or export it again") from error
+    return parse_json(content, path)
+
+
+def parse_json(content: bytes, path: Path) -> JsonNode:
+    """JSON from memory, as strictly as `read_json` takes it.
+
+    Args:
+        content: the text in UTF-8.
+        path: the file that it comes from, for messages.
+
+    Raises:
+        DataError: it is no such JSON.
+    """
+
     def refuse_constant(name: str) -> float:
         raise ValueError(f"{name} is no JSON number")
 
@@ -216,13 +235,13 @@ def read_json(path: Path) -> JsonNode:
         return members
 
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = content.decode("utf-8")
         if text.startswith("\ufeff"):
             raise ValueError("the file starts with a byte order mark; save it as UTF-8 without one")
         value = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=refuse_twins)
     except RecursionError as error:
         raise DataError(f"{shown(path)}: found arrays nested too deep, expected a scene; export it again") from error
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         problem = shown(str(error)[:160])
         raise DataError(f"{shown(path)}: expected JSON, found: {problem}; fix the file or export it again") from error
     return JsonNode(value, path)
