@@ -101,15 +101,6 @@ def llff_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llff(tmp_path_factory.mktemp("llff") / "known", facing(9), "images_4", taken_at=4)
 
 
-@pytest.fixture(scope="session")
-def llff_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine small photographs from the front in LLFF's format, shrunk to a quarter; not to be changed."""
-    from tests.data.llff_scene import write_llff
-    from tests.known_scene import facing
-
-    return write_llff(tmp_path_factory.mktemp("llff") / "known", facing(9), "images_4", taken_at=4)
-
-
 @pytest.fixture
 def compose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solids: Path, colmap_scene: Path, llff_scene: Path
@@ -128,8 +119,6 @@ def compose(
     monkeypatch.setenv("BLENDER_DATASET_ROOT", "scene:/")
     monkeypatch.setenv("BLENDER_SINGLESEQ_CLASS", "quickstart")
     monkeypatch.setenv("COLMAP_DATASET_ROOT", str(colmap_scene))
-    monkeypatch.setenv("LLFF_DATASET_ROOT", str(llff_scene.parent))
-    monkeypatch.setenv("LLFF_SINGLESEQ_CLASS", llff_scene.name)
     monkeypatch.setenv("LLFF_DATASET_ROOT", str(llff_scene.parent))
     monkeypatch.setenv("LLFF_SINGLESEQ_CLASS", llff_scene.name)
     monkeypatch.setenv("SOLIDS_ROOT", str(solids / "many"))
