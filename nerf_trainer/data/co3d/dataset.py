@@ -66,6 +66,15 @@ class FrameIndex:
             eval_batches=None,
         )
 
+    def without_others(self, places: Sequence[int]) -> "FrameIndex":
+        """As `chosen`, but what is left of the evaluation batches stays: those whose target does."""
+        now = {before: i for i, before in enumerate(places)}
+        batches = None
+        if self.eval_batches is not None:
+            kept = (batch for batch in self.eval_batches if batch[0] in now)
+            batches = tuple(tuple(now[i] for i in batch if i in now) for batch in kept)
+        return replace(self.chosen(places), eval_batches=batches)
+
     @staticmethod
     def joined(parts: Sequence["FrameIndex"]) -> "FrameIndex":
         """The frames of several categories in a row; the batches of each after those of the one before.
@@ -250,7 +259,7 @@ class IndexDatasetBase(FrameShaping, ReplaceableBase, DatasetBase):
     def _problem(self, i: int) -> DataError | None:
         try:
             self._held.reader.read(self.index.frames[i])
-            _ = self.holding(self.index.chosen([i])).cameras()
+            _ = ShapedFrames(self.index.chosen([i]), self).full_views
         except DataError as error:
             return error
         return None
