@@ -78,6 +78,10 @@ class FrameRecord:
     def unseen(self) -> bool:
         return self.number % EVERY_UNSEEN == 2
 
+    @property
+    def kind(self) -> str:
+        return "unseen" if self.unseen else "known"
+
 
 @dataclass(frozen=True)
 class SequenceRecord:
@@ -145,8 +149,8 @@ def viewpoint(shot: Shot, isotropic: bool) -> dict[str, Any]:
     }
 
 
-def frame_annotation(frame: FrameRecord, isotropic: bool, subsets: Sequence[str]) -> dict[str, Any]:
-    """FrameAnnotation; `subsets` are those the frame is in, the first one its type."""
+def frame_annotation(frame: FrameRecord, isotropic: bool, part: str, subsets: Sequence[str]) -> dict[str, Any]:
+    """FrameAnnotation of a frame of a `part` of the sequences (train, dev, test) and the `subsets` it is in."""
     return {
         "sequence_name": frame.sequence,
         "frame_number": frame.number,
@@ -155,7 +159,7 @@ def frame_annotation(frame: FrameRecord, isotropic: bool, subsets: Sequence[str]
         "depth": {"path": frame.depth, "scale_adjustment": frame.depth_scale, "mask_path": frame.depth_mask},
         "mask": {"path": frame.mask, "mass": frame.mask_mass},
         "viewpoint": viewpoint(frame.shot, isotropic),
-        "meta": {"frame_type": subsets[0], "frame_splits": list(subsets)},
+        "meta": {"frame_type": f"{part}_{frame.kind}", "frame_splits": list(subsets)},
     }
 
 
@@ -206,13 +210,13 @@ def write_v1(category: Path, sequences: Sequence[SequenceRecord], seed: int) -> 
     """
     train, *rest = held_out(sequences)
     test = [sequence for part in rest for sequence in part]
-    parts = {"train": train, "test": test}
+    parts: dict[str, Sequence[SequenceRecord]] = {"train": train, "test": test}
     lists = {
         f"{name}_{kind}": entries(part, kind == "unseen")
         for name, part in parts.items()
         for kind in ("known", "unseen")
     }
-    write_annotations(category, sequences, lists, isotropic=False)
+    write_annotations(category, parts, lists, isotropic=False)
     (category / "set_lists.json").write_text(json.dumps(lists))
     batches = {"singlesequence": eval_batches(test, seed), "multisequence": eval_batches([*test, *train], seed)}
     for task, content in batches.items():
@@ -252,22 +256,24 @@ def write_v2(category: Path, sequences: Sequence[SequenceRecord], seed: int) -> 
     everything = {
         f"{name}_{split}": content for name, (lists, _) in subsets.items() for split, content in lists.items()
     }
-    write_annotations(category, sequences, everything, isotropic=True)
+    parts = dict(zip(("train", "dev", "test"), held_out(sequences), strict=True))
+    write_annotations(category, parts, everything, isotropic=True)
     return list(subsets)
 
 
 def write_annotations(
-    category: Path, sequences: Sequence[SequenceRecord], lists: dict[str, list[Entry]], isotropic: bool
+    category: Path, parts: dict[str, Sequence[SequenceRecord]], lists: dict[str, list[Entry]], isotropic: bool
 ) -> None:
-    """frame_annotations.jgz and sequence_annotations.jgz."""
+    """frame_annotations.jgz and sequence_annotations.jgz of the sequences of all parts."""
     where: dict[Entry, list[str]] = {}
     for name, content in lists.items():
         for entry in content:
             where.setdefault(entry, []).append(name)
-    frames = [frame for sequence in sequences for frame in sequence.frames]
-    annotations = [frame_annotation(frame, isotropic, where.get(frame.entry, ["none"])) for frame in frames]
+    frames = [(part, frame) for part, sequences in parts.items() for s in sequences for frame in s.frames]
+    annotations = [frame_annotation(frame, isotropic, part, where.get(frame.entry, [])) for part, frame in frames]
     write_gzipped(category / "frame_annotations.jgz", annotations)
-    write_gzipped(category / "sequence_annotations.jgz", [sequence_annotation(sequence) for sequence in sequences])
+    described = [sequence_annotation(sequence) for sequences in parts.values() for sequence in sequences]
+    write_gzipped(category / "sequence_annotations.jgz", described)
 
 
 SCHEMA = """
