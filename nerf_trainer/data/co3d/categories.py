@@ -95,7 +95,7 @@ def read_category(root: Path, category: str) -> FrameIndex:
         DataError: there is no such category, a file is missing or damaged, or frames are of unknown sequences.
     """
     folder = root / category
-    if not category or category != Path(category).name or not folder.is_dir():
+    if category in ("", ".", "..") or category != Path(category).name or not folder.is_dir():
         there = sorted(path.parent.name for path in root.glob(f"*/{FRAMES_FILE}"))
         raise DataError(keyed_line("category", unknown_name(category, f"is no category in {shown(root)}", there)))
     file = folder / FRAMES_FILE
