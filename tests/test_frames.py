@@ -1,5 +1,8 @@
 """PixelStore against the images it was made from; batches of frames."""
 
+from collections import Counter
+
+import pytest
 import torch
 
 from nerf_trainer.cameras.cameras import Cameras
@@ -76,3 +79,74 @@ def test_collate_and_slice() -> None:
     assert part.image_path == ("1.png", "2.png") and part.sequence_name == ("b", "a")
     assert part.frame_timestamp is not None and torch.equal(part.frame_timestamp, torch.tensor([0.1, 0.2]))
     assert part.image_rgb is not None and part.image_rgb[0, 0, 0, 0] == 1.0
+
+
+def masks() -> list[torch.Tensor | None]:
+    """Of the first image three pixels; of the second all but its left column."""
+    first, second = torch.zeros(3, 5, dtype=torch.bool), torch.ones(4, 2, dtype=torch.bool)
+    first[0, 1] = first[2, 0] = first[2, 4] = True
+    second[:, 0] = False
+    return [first, second]
+
+
+def test_draws_keep_to_the_pixels_that_masks_leave_evenly() -> None:
+    store = PixelStore.from_images(images(), valid=masks())
+    n = 14_000
+    camera, xy = store.draw(n, torch.Generator().manual_seed(0))
+    drawn = Counter(zip(camera.tolist(), *xy.floor().long().T.tolist(), strict=True))
+    expected = {(0, 1, 0), (0, 0, 2), (0, 4, 2), *((1, 1, row) for row in range(4))}
+    assert set(drawn) == expected
+    assert max(abs(count - n / 7) for count in drawn.values()) < 5 * (n / 7) ** 0.5
+    rgb, _ = store.gather(camera, xy)
+    torch.testing.assert_close((rgb[:, 2] * 255).round().long(), camera)
+
+
+def test_an_image_without_a_mask_is_drawn_whole() -> None:
+    store = PixelStore.from_images(images(), valid=[masks()[0], None]).to("cpu")
+    camera, _ = store.draw(11_000, torch.Generator().manual_seed(0))
+    assert abs(int((camera == 1).sum()) - 8000) < 5 * 8000**0.5
+    assert PixelStore.from_images(images(), valid=[None, None]).drawable is None
+    with pytest.raises(ValueError, match="no pixel"):
+        PixelStore.from_images(images(), valid=[torch.zeros_like(mask) for mask in masks() if mask is not None])
+
+
+def test_masks_of_everything_change_no_draw() -> None:
+    every = [torch.ones(image.shape[:2], dtype=torch.bool) for image in images()]
+    plain, masked = PixelStore.from_images(images()), PixelStore.from_images(images(), valid=every)
+    for fraction in (1.0, 0.5):
+        a, b = (store.draw(500, torch.Generator().manual_seed(1), fraction) for store in (plain, masked))
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+def test_central_draws_keep_to_the_masks() -> None:
+    """A draw that would fall on a masked pixel of the centre stays where it was, which is never masked."""
+    mask = torch.ones(20, 40, dtype=torch.bool)
+    mask[5:15, 20:30] = False  # the right half of the centre
+    store = PixelStore.from_images([torch.zeros(20, 40, 4, dtype=torch.uint8)], valid=[mask])
+    _, xy = store.draw(8000, torch.Generator().manual_seed(0), center_fraction=0.5)
+    column, row = xy.floor().long().unbind(-1)
+    assert mask[row, column].all()
+    within = (column >= 10) & (column < 20) & (row >= 5) & (row < 15)
+    assert (column[~within] >= 20).all()  # those from the right half, 300 of the 700 pixels
+    assert abs(int(within.sum()) - 8000 * 4 / 7) < 5 * (8000 * 4 / 7 * 3 / 7) ** 0.5
+
+
+def test_collate_counts_all_pixels_where_a_frame_has_no_mask() -> None:
+    crop = torch.tensor([[[[1.0, 0.0]]]])
+    frames = [FrameData(cameras=cameras(1), mask_crop=crop), FrameData(cameras=cameras(1))]
+    batch = FrameData.collate(frames)
+    assert torch.equal(batch.mask_crop, torch.tensor([[[[1.0, 0.0]]], [[[1.0, 1.0]]]]))
+    assert FrameData.collate([frames[1]] * 2).mask_crop is None
+
+
+def test_select_takes_frames_in_the_order_asked_for() -> None:
+    frames = FrameData(
+        cameras=cameras(3),
+        image_rgb=torch.arange(3.0)[:, None, None, None].expand(3, 3, 1, 1),
+        frame_number=(5, 6, 7),
+        sequence_name=("a", "b", "c"),
+    )
+    chosen = frames.select([2, 0])
+    assert chosen.frame_number == (7, 5) and chosen.sequence_name == ("c", "a") and len(chosen) == 2
+    assert chosen.image_rgb is not None and chosen.image_rgb[:, 0, 0, 0].tolist() == [2.0, 0.0]
+    assert chosen.image_path == () and chosen.depth_map is None

@@ -205,7 +205,8 @@ class ConditionedDataLoaderMapProvider(ImageDataLoaderMapProvider):
                 dataset, self.batch_size, n_steps, self.num_workers, self.images_per_seq_options, kept, segments
             ), notices
         if self.batch_size == 1 or conditioning is BatchConditioningType.SAME:
-            return ShuffledFrameLoader(dataset, self.batch_size, n_steps, self.num_workers), ()
+            batch_size = self.batch_size if split == "train" else min(self.batch_size, len(dataset))
+            return ShuffledFrameLoader(dataset, batch_size, n_steps, self.num_workers), ()
         frames, among = self._pool(split, datasets, dataset, conditioning)
         first = list(range(len(dataset)))
         if conditioning is BatchConditioningType.KNOWN:

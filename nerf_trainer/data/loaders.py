@@ -113,7 +113,7 @@ class DecodingLoader(FrameLoader):
 
 
 class ShuffledFrameLoader(DecodingLoader):
-    """Batches of whole images for training, drawn in shuffled passes over the dataset.
+    """Batches of whole images, drawn in shuffled passes over the dataset.
 
     A pass goes through all frames once, divided among the ranks; what is left at its end and fills no batch for every
     rank is left out (a pass is shuffled anew, so that no frame is left out for ever).
@@ -147,7 +147,7 @@ class ShuffledFrameLoader(DecodingLoader):
         if self._steps_of_pass == 0:
             raise ConfigError(
                 f"batch_size: found {self._batch_size} (times {self._world_size} processes), expected no more than "
-                f"the {len(self._dataset)} training frames; lower batch_size"
+                f"the {len(self._dataset)} frames of the split; lower batch_size, or start fewer processes"
             )
 
     def _fewest_source_views(self) -> int | None:

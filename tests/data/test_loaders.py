@@ -13,6 +13,7 @@ from nerf_trainer.data.single_scene import SceneFrame, SingleSceneDataset
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
 from nerf_trainer.frames import FrameContents
+from tests.data.frames_kit import DECODED, FakeFrames
 from tests.scene_kit import orbit
 
 
@@ -120,7 +121,9 @@ def test_batches_larger_than_the_dataset_are_refused(scene):
 def test_images_of_different_sizes_in_one_batch_are_refused(scene):
     Image.new("RGBA", (16, 16)).save(scene.image("train", 1))
     train = load(scene).train
-    with pytest.raises(DataError, match=r"images of 16x16 and 24x32 pixels.*set batch_size=1") as caught:
+    with pytest.raises(
+        DataError, match=r"images of 16x16 and 24x32 pixels.*set batch_size=1 \(or images_per_seq_options=\[1\]\)"
+    ) as caught:
         list(placed(ShuffledFrameLoader(train, batch_size=6, n_steps=1, num_workers=2)).steps(0))
     assert "\n" not in str(caught.value)
     assert len(list(placed(ShuffledFrameLoader(train, batch_size=1, n_steps=0, num_workers=0)).steps(0))) == 6
@@ -153,6 +156,49 @@ def test_evaluation_of_a_few_views_spreads_them(scene):
     assert numbers(placed(EvaluationFrameLoader(test, n_steps=3, num_workers=0))) == [(0,), (3,), (6,)]
     assert numbers(placed(EvaluationFrameLoader(test, n_steps=1, num_workers=0))) == [(0,)]
     assert len(placed(EvaluationFrameLoader(test, n_steps=99, num_workers=0))) == 10
+
+
+def test_unseen_frames_of_any_subset_are_what_is_evaluated():
+    frames = FakeFrames("aabb", types=("train_known", "train_unseen", "test_known", "test_unseen"))
+    loader = placed(EvaluationFrameLoader(frames, 0, 0))
+    assert numbers(loader) == [(1,), (3,)]
+
+
+def test_resident_scenes_keep_to_the_pixels_that_count():
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[3, 1] = mask[0, 5] = True
+    loader = placed(ResidentFrameLoader(FakeFrames("aa", masks={0: mask, 1: mask}), 1))
+    camera, xy = next(loader.steps(0)).pixels.draw(400, torch.Generator().manual_seed(0))
+    assert {(int(c), x, y) for c, (x, y) in zip(camera, xy.tolist(), strict=True)} == {
+        (c, x, y) for c in (0, 1) for x, y in ((1.5, 3.5), (5.5, 0.5))
+    }
+
+
+def test_batches_say_which_pixels_count_though_only_some_frames_have_masks():
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    loader = placed(ShuffledFrameLoader(FakeFrames("aaa", masks={1: mask}), 3, 0, 0))
+    frames = next(loader.steps(0))
+    for number, crop in zip(frames.frame_number, frames.mask_crop, strict=True):
+        assert (crop == (0 if number == 1 else 1)).all()
+
+
+def test_large_datasets_are_looked_at_a_few_times_and_never_decoded():
+    """100,000 frames of 1000 sequences: what costs time at that size is counted, not the time."""
+    n = 100_000
+    frames = FakeFrames(
+        [f"s{i // 100:03}" for i in range(n)], types=["unseen" if i % 10 == 0 else "known" for i in range(n)]
+    )
+    frames.calls.clear()
+    evaluation = placed(EvaluationFrameLoader(frames, 0, 0))
+    assert len(evaluation) == n // 10 and evaluation.contents.fewest_source_views == 0
+    assert len(evaluation.contents.sequence_names) == 1000
+    shuffled = placed(ShuffledFrameLoader(frames, 4, 0, 0))
+    assert max(frames.calls.values()) <= 4 and frames.calls[DECODED] == 0
+    frames.calls.clear()
+    orders = {id(shuffled._order(0, 0)) for step in range(100) if shuffled._batch(0, step)}
+    assert len(orders) == 1  # one permutation of all frames for a pass, not for a step
+    assert [evaluation._batch(0, step) for step in (0, 9999)] == [[0], [99_990]]
+    assert not frames.calls
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

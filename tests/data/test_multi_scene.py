@@ -11,6 +11,7 @@ from nerf_trainer.data.loader_maps import ResidentDataLoaderMapProvider, Sequenc
 from nerf_trainer.data.multi_scene import EvaluatedScenes, JoinedDataset, MultiSceneDatasetMapProvider
 from nerf_trainer.errors import ConfigError, DataError
 from tests.data.conftest import BlenderScene
+from tests.data.frames_kit import FakeFrames
 
 SCENES = ("ant", "bee", "cow", "dog")
 
@@ -167,3 +168,12 @@ def test_parts_without_batches_are_evaluated_one_view_each(folder):
     assert EvaluatedScenes["ALL_SCENES"].value == "all_scenes"
     with pytest.raises(ValueError, match="no datasets"):
         JoinedDataset({})
+
+
+def test_joined_frames_keep_their_masks_and_categories():
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    parts = {"x": FakeFrames("aa", categories="pp"), "y": FakeFrames("a", categories="q", masks={0: mask})}
+    joined = JoinedDataset(parts, {"y": {"known": "test_known"}})
+    assert joined.valid(2) is mask and joined.valid(0) is None and joined.contents.mask_crop
+    assert joined.frame_categories == ("p", "p", "q") and joined.frame_types[2] == "test_known"
+    assert joined[2].sequence_name == ("y",) and joined[2].mask_crop.sum() == 0

@@ -12,6 +12,7 @@ from nerf_trainer.data.scene_batches import SceneBatchLoader
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
 from tests.data.conftest import BlenderScene
+from tests.data.frames_kit import DECODED, FakeFrames
 
 N_FRAMES = {"ant": 3, "bee": 8, "cow": 8, "dog": 8}
 
@@ -103,6 +104,35 @@ def test_kept_frames_are_the_decoded_ones(folder, every):
                 assert torch.equal(a.depth_map, b.depth_map) and torch.equal(a.depth_mask, b.depth_mask)
                 depths.add(a.depth_map.max().item())
     assert max(depths) == pytest.approx(3.0)
+
+
+def test_kept_frames_say_which_pixels_count():
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[2, 3] = True
+    frames = FakeFrames("aaabbb", masks={1: mask, 4: mask})
+    for dataset in (frames, FakeFrames("aaabbb")):
+        decoded, kept = (placed(dataset, 6, (3,), n_steps=4, keep=keep) for keep in (False, True))
+        for a, b in zip(decoded.steps(0), kept.steps(0), strict=True):
+            assert a.frame_number == b.frame_number and torch.equal(a.image_rgb, b.image_rgb)
+            if dataset is frames:
+                assert torch.equal(a.mask_crop, b.mask_crop) and a.mask_crop.sum() == 4 * 24 + 2
+            else:
+                assert a.mask_crop is None and b.mask_crop is None
+
+
+def test_a_large_dataset_costs_a_batch_no_more():
+    """Sequences are sorted out once: a step asks the dataset nothing."""
+    frames = FakeFrames(
+        [f"s{i // 100:03}" for i in range(100_000)], categories=[f"c{i // 10_000}" for i in range(100_000)]
+    )
+    frames.calls.clear()
+    loader = placed(frames, 10, (5,), n_steps=3)
+    assert frames.calls["frame_sequences"] == frames.calls["frame_categories"] == 1 and frames.calls[DECODED] == 0
+    frames.calls.clear()
+    for step in range(3):
+        batch = loader._batch(0, step)
+        assert len(batch) == 10 and batch[0] // 10_000 != batch[5] // 10_000
+    assert not frames.calls
 
 
 def test_what_cannot_be_kept_or_drawn_is_refused(folder, every):

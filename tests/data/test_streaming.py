@@ -1,0 +1,184 @@
+"""Training images in pools: which frames a pool has, and when it is there."""
+
+import gc
+import threading
+import time
+import weakref
+from collections import Counter
+
+import pytest
+import torch
+
+from nerf_trainer.data import streaming
+from nerf_trainer.data.pixel_pools import PixelFilling
+from nerf_trainer.data.streaming import PoolPlan, StreamingFrameLoader
+from nerf_trainer.errors import DataError
+from nerf_trainer.frames import FrameData
+from tests.data.frames_kit import DECODED, FakeFrames
+
+N_FRAMES, N_STEPS = 11, 10
+
+
+def loader_of(frames, n_steps=N_STEPS, per_pool=3, steps_per_pool=4, seed=0, rank=0, world_size=1):
+    loader = StreamingFrameLoader(frames, n_steps, per_pool, steps_per_pool, num_workers=2)
+    loader.place("cpu", seed, rank, world_size)
+    return loader
+
+
+def held(frames: FrameData) -> tuple[int, ...]:
+    """The frames of a pool as its pixels say; those that the batch names have to be the same."""
+    numbers = tuple(frames.pixels.rgba[frames.pixels.ends - 1, 2].tolist())
+    assert numbers == frames.frame_number and len(frames.cameras) == len(numbers)
+    return numbers
+
+
+def shown(loader, epochs, start=0) -> list[tuple[int, ...]]:
+    return [held(frames) for epoch in epochs for frames in loader.steps(epoch, start)]
+
+
+@pytest.mark.parametrize(
+    ("n", "most", "world"), [(11, 3, 1), (12, 3, 1), (11, 1, 2), (7, 2, 3), (2, 5, 3), (100, 9, 4)]
+)
+def test_a_pass_shows_every_frame_once(n, most, world):
+    plans = [PoolPlan(n, most, seed=1, rank=rank, world_size=world) for rank in range(world)]
+    for n_pass in range(3):
+        numbers = range(n_pass * plans[0].pools_of_pass, (n_pass + 1) * plans[0].pools_of_pass)
+        pools = [plan.frames(number) for plan in plans for number in numbers]
+        assert all(0 < len(pool) <= most and len(set(pool)) == len(pool) for pool in pools)
+        assert max(map(len, pools)) - min(map(len, pools)) <= 1
+        counts = Counter(i for pool in pools for i in pool)
+        assert set(counts) == set(range(n))
+        assert sum(counts.values()) == -(-n // world) * world  # where ranks don't divide n, some frames are seen twice
+        assert world > n or max(counts.values()) <= 2
+
+
+def test_pools_serve_as_many_steps_as_they_should_across_epochs():
+    pools = shown(loader_of(FakeFrames("a" * N_FRAMES)), epochs=range(4))
+    plan = PoolPlan(N_FRAMES, 3)
+    assert plan.pools_of_pass == 4 and len(pools) == 40
+    assert pools == [tuple(plan.frames(step // 4)) for step in range(40)]
+    assert len(set(pools)) == 10  # shuffled anew in each pass
+
+
+def test_batches_depend_on_seed_rank_epoch_and_step_alone():
+    frames = FakeFrames("a" * N_FRAMES)
+    whole = shown(loader_of(frames), epochs=range(4))
+    for epoch, start in ((0, 3), (1, 0), (2, 9), (3, 10)):
+        resumed = shown(loader_of(frames), [epoch], start)
+        assert resumed == whole[epoch * N_STEPS + start : (epoch + 1) * N_STEPS]
+    used = loader_of(frames)
+    shown(used, [0])
+    assert shown(used, [2]) == whole[20:30] and shown(used, [1]) == whole[10:20]  # in any order
+    others = {str(shown(loader_of(frames, seed=s, rank=r, world_size=2), range(4))) for s in (0, 1) for r in (0, 1)}
+    assert len(others) == 4
+
+
+def test_draws_of_a_resumed_run_are_those_of_an_uninterrupted_one():
+    frames = FakeFrames("a" * N_FRAMES)
+
+    def colours(loader, generator, epoch, start=0, stop=N_STEPS):
+        drawn = []
+        for step, batch in enumerate(loader.steps(epoch, start), start):
+            if step == stop:
+                break
+            drawn.append(batch.pixels.gather(*batch.pixels.draw(50, generator))[0])
+        return drawn
+
+    whole = colours(loader_of(frames), torch.Generator().manual_seed(3), 1)
+    generator = torch.Generator().manual_seed(3)
+    first = colours(loader_of(frames), generator, 1, stop=6)
+    saved = generator.get_state()
+    generator = torch.Generator()
+    generator.set_state(saved)
+    rest = colours(loader_of(frames), generator, 1, start=6)
+    assert torch.equal(torch.stack(whole), torch.stack(first + rest))
+
+
+def test_place_begins_anew():
+    frames = FakeFrames("a" * N_FRAMES)
+    loader = loader_of(frames)
+    shown(loader, [0])
+    loader.place("cpu", 5)
+    assert shown(loader, [0]) == shown(loader_of(frames, seed=5), [0])
+    with pytest.raises(RuntimeError, match="place"):
+        next(StreamingFrameLoader(frames, 1, 1, 1).steps(0))
+
+
+def test_two_pools_are_in_memory_at_most(monkeypatch):
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    class Counted(PixelFilling):
+        def __init__(self, *args) -> None:
+            nonlocal most
+            gc.collect()
+            super().__init__(*args)
+            alive.add(self._rgba)
+            most = max(most, len(alive))
+
+    monkeypatch.setattr(streaming, "PixelFilling", Counted)
+    loader = loader_of(FakeFrames("a" * N_FRAMES))
+    for epoch in range(3):
+        for batch in loader.steps(epoch):
+            assert batch.pixels is not None
+    assert most == 2
+
+
+def test_the_next_pool_is_decoded_while_the_last_is_in_use():
+    frames = FakeFrames("a" * N_FRAMES)
+    loader = loader_of(frames, n_steps=4, per_pool=3)
+    steps = loader.steps(0)
+    next(steps), next(steps)
+    until = time.monotonic() + 10
+    both = sum(len(PoolPlan(N_FRAMES, 3).frames(number)) for number in (0, 1))
+    while frames.calls[DECODED] < both and time.monotonic() < until:
+        time.sleep(0.01)
+    assert frames.calls[DECODED] == both
+    list(steps)
+    pools = [held(batch) for batch in loader.steps(1)]
+    assert len(set(pools)) == 1
+
+
+def test_dropping_the_loader_ends_its_threads():
+    class Slow(FakeFrames):
+        def rgba(self, index: int) -> torch.Tensor:
+            time.sleep(0.02)
+            return super().rgba(index)
+
+    before, frames = threading.active_count(), Slow("a" * 400)
+    loader = loader_of(frames, per_pool=3)
+    steps = loader.steps(0)
+    next(steps), next(steps)
+    assert threading.active_count() > before
+    del steps, loader
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_errors_of_a_pool_reach_the_step_that_needs_it():
+    class Broken(FakeFrames):
+        def rgba(self, index: int) -> torch.Tensor:
+            if index == broken:
+                raise DataError("a/0.png: broken")
+            return super().rgba(index)
+
+    broken = PoolPlan(N_FRAMES, 3).frames(1)[0]
+    steps = loader_of(Broken("a" * N_FRAMES)).steps(0)
+    for _ in range(4):
+        next(steps)
+    with pytest.raises(DataError, match="broken"):
+        next(steps)
+
+
+def test_contents_are_those_of_a_resident_scene():
+    contents = loader_of(FakeFrames("ab")).contents
+    assert contents.is_resident and contents.fewest_source_views == 0 and contents.sequence_names == ("a", "b")
+
+
+def test_masks_hold_in_every_pool():
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[1, 2] = True
+    frames = FakeFrames("a" * N_FRAMES, masks=dict.fromkeys(range(N_FRAMES), mask))
+    for batch in loader_of(frames).steps(0):
+        _, xy = batch.pixels.draw(20, torch.Generator().manual_seed(0))
+        assert (xy == torch.tensor([2.5, 1.5])).all()
