@@ -13,7 +13,7 @@ from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.lenses import Lenses
 from nerf_trainer.config import registry
 from nerf_trainer.data.colmap_folders import ImageFolder, find_model, listed, registration_notices
-from nerf_trainer.data.colmap_model import ColmapCamera, ColmapImage, ColmapModel
+from nerf_trainer.data.colmap_model import ColmapCamera, ColmapImage, ColmapModel, ColmapPoints
 from nerf_trainer.data.colmap_reader import ModelFiles
 from nerf_trainer.data.files import resolve_inside, scene_folder, shown
 from nerf_trainer.data.images import ImageHeader
@@ -21,12 +21,16 @@ from nerf_trainer.data.lens_checks import require_invertible
 from nerf_trainer.data.photographs import Photograph, PhotographOptions, every_nth, require_at_least
 from nerf_trainer.data.single_scene import MaskRole
 from nerf_trainer.data.splits import DatasetMap
-from nerf_trainer.data.world import WorldFrame, settled
+from nerf_trainer.data.world import WorldFrame, moved, settled
 from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.geometry.similarity import Similarity
 
 NEAR_PERCENTILE, FAR_PERCENTILE = 1.0, 99.0
 """Between these percentiles the depths of the points that a view shows are taken for true; a few mismatches lie
 outside."""
+
+REACH_PERCENTILE = 90.0
+"""The part of the points that lie within the scene's reach."""
 
 FEWEST_POINTS = 10
 """With fewer points of its own, a view's bounds come from all points within its frame; with fewer of those too, from
@@ -60,6 +64,10 @@ class ColmapDatasetMapProvider(PhotographOptions):
     """Hold out every so many-th view, from the first, for val and test; 0 trains on all."""
     world: WorldFrame = WorldFrame.UPRIGHT
     """Where the origin lies, how the axes point and how long the unit is: COLMAP leaves them to chance."""
+    scale_to_points: bool = True
+    """Make the unit the distance from the origin within which 90 % of the points lie, where that is less than the
+    farthest camera's: what was photographed from afar fills the range that encodings of positions are made for. With
+    world=AS_IS nothing is scaled."""
     near_margin: float = 0.75
     """A view's nearest depth against that of its points (the 1st percentile)."""
     far_margin: float = 1.5
@@ -89,6 +97,8 @@ class ColmapDatasetMapProvider(PhotographOptions):
         if bounds is None:
             notices.append(f"{shown(files.images)}: no points, so that near and far of the views are not known")
         posed, by = settled(_posed(model, bounds), self.world)
+        if self.scale_to_points and self.world is not WorldFrame.AS_IS:
+            posed, by = _scaled_to_points(posed, by, model.points)
         kept = list(scan.kept)
         views, sized = _as_read(posed[kept], [model.images[i] for i in kept], model, scan.headers, factor)
         require_invertible(views, lambda i: scan.photographs[i].where)
@@ -207,6 +217,18 @@ def _posed(model: ColmapModel, bounds: Float[np.ndarray, "N 2"] | None) -> Camer
         lenses=_lenses(cameras),
         bounds=None if bounds is None else torch.from_numpy(bounds),
     )
+
+
+def _scaled_to_points(posed: Cameras, by: Similarity, points: ColmapPoints) -> tuple[Cameras, Similarity]:
+    """The views with the points' reach as the unit, if the cameras stand farther out, and what leads there now."""
+    if not len(points):
+        return posed, by
+    distances = by.points(torch.from_numpy(points.positions)).norm(dim=-1)
+    reach = float(np.percentile(distances.numpy(), REACH_PERCENTILE))
+    if not 1e-6 < reach / posed.centers.norm(dim=-1).max().item() < 1.0:
+        return posed, by
+    scale = replace(Similarity.identity(), scale=1.0 / reach)
+    return moved(posed, scale), scale.after(by)
 
 
 def _lenses(cameras: Sequence[ColmapCamera]) -> Lenses | None:

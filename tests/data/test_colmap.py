@@ -71,11 +71,36 @@ def test_the_same_points_on_the_same_pixels(tmp_path, model, write):
 @pytest.mark.parametrize("model", ["PINHOLE", "OPENCV", "OPENCV_FISHEYE"])
 def test_the_world_that_was_settled(tmp_path, model):
     shot = shot_through(model)
-    datasets = load(write_scene(tmp_path / "scene", shot, model), hold_out_every=0)
+    folder = write_scene(tmp_path / "scene", shot, model)
+    datasets = load(folder, hold_out_every=0, scale_to_points=False)
     check_views(datasets.train, shot, datasets.dataset_from_world)
     cameras = datasets.train.cameras()
     assert cameras.centers.norm(dim=-1).max().item() == pytest.approx(1.0, abs=1e-5)
     assert cameras.up_axes.mean(dim=0)[2] > 0.5
+    scaled = load(folder, hold_out_every=0)
+    check_views(scaled.train, shot, scaled.dataset_from_world)
+    reach = datasets.points.norm(dim=-1).quantile(0.9).item()
+    assert reach < 0.5 and scaled.points.norm(dim=-1).quantile(0.9).item() == pytest.approx(1.0, abs=1e-5)
+    torch.testing.assert_close(scaled.train.cameras().centers, cameras.centers / reach, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scaled.train.cameras().bounds, cameras.bounds / reach, rtol=1e-4, atol=1e-4)
+
+
+def test_points_farther_out_than_the_cameras_scale_nothing(scene, views):
+    """Photographs that look outwards: the unit stays the cameras' distance."""
+    sparse = scene / "sparse" / "0"
+    write_text(sparse, views)
+    for path in sparse.glob("*.bin"):
+        path.unlink()
+    lines = (sparse / "points3D.txt").read_text().splitlines()
+    far = [" ".join([n, *(str(50 * float(v)) for v in xyz), *rest]) for n, *xyz, rest in _split_points(lines[1:])]
+    (sparse / "points3D.txt").write_text("\n".join(far))
+    datasets = load(scene, hold_out_every=0)
+    assert datasets.train.cameras().centers.norm(dim=-1).max().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def _split_points(lines: Sequence[str]) -> list[tuple[str, str, str, str, list[str]]]:
+    """POINT3D_ID, X, Y, Z and the rest of each line."""
+    return [(*line.split()[:4], line.split()[4:]) for line in lines]
 
 
 def test_a_world_far_from_its_origin_keeps_its_precision(tmp_path, views):
@@ -85,7 +110,7 @@ def test_a_world_far_from_its_origin_keeps_its_precision(tmp_path, views):
     write_photographs(tmp_path / "images", views)
     write_binary(tmp_path / "sparse", views)
     model = ModelFiles.of(tmp_path / "sparse")
-    near_cameras = load(tmp_path, hold_out_every=0).train.cameras()
+    near_cameras = load(tmp_path, hold_out_every=0, scale_to_points=False).train.cameras()
     assert model is not None
     (tmp_path / "sparse" / "points3D.bin").unlink()
     content = bytearray((tmp_path / "sparse" / "images.bin").read_bytes())
