@@ -141,7 +141,7 @@ def _cropped(box: Box, context: float, size_hw: tuple[int, int]) -> tuple[tuple[
     bounds = []
     for start, side, size in zip(box[:2], box[2:], size_hw[::-1], strict=True):
         first, last = start - side * context / 2, start + side * (1 + context / 2)
-        if not (math.isfinite(first) and math.isfinite(last) and side > 0 and first < size and last > 0):
+        if not (math.isfinite(first) and math.isfinite(last) and side > 0 and start < size and start + side > 0):
             raise ValueError("the box is empty or lies outside of the image")
         begin = min(round(max(0.0, first)), size - 1)
         bounds.append((begin, max(begin + 1, round(min(float(size), last)))))
