@@ -93,8 +93,10 @@ def evaluate_view(predictions: Predictions, lpips: Lpips | None = None) -> Metri
     - `iou`: of the rendered opacity with the foreground.
     - `depth_abs_fg`: the foreground's depth error after the best scaling, without 5 pixels at each border.
 
-    PSNRs, L1s, IoU and depth leave out pixels that `mask_crop` says are padding. A metric whose inputs are missing is
-    absent; foreground metrics are None where no pixel is foreground; SSIM and LPIPS are None for images too small.
+    PSNRs, L1s, IoU and depth leave out pixels that `mask_crop` says don't count; SSIM leaves out windows with such
+    pixels; for LPIPS the rendering has the photograph's pixels there, which differ in nothing. A metric whose inputs
+    are missing is absent; foreground metrics are None where no pixel is foreground; SSIM and LPIPS are None for images
+    too small, SSIM too where no window counts.
 
     Args:
         predictions: one view, (1, H, W).
@@ -106,16 +108,14 @@ def evaluate_view(predictions: Predictions, lpips: Lpips | None = None) -> Metri
     rgb, image, crop = targets.rgb.float(), rendered.features.float(), _float(targets.mask_crop)
     metrics: dict[str, Tensor | None] = {}
     _add_rgb(metrics, "full_image", image, rgb, crop)
-    metrics["ssim_full_image"] = (
-        ssim(*(_as_image(x) for x in (image, rgb)))[0] if min(rgb.shape[1:3]) >= SSIM_WINDOW else None
-    )
-    _add_lpips(metrics, "full_image", lpips, image, rgb)
+    metrics["ssim_full_image"] = _ssim(image, rgb, crop)
+    _add_lpips(metrics, "full_image", lpips, image, rgb, crop)
     if targets.fg_probability is not None:
         foreground = targets.fg_probability > functions.MASK_THRESHOLD
         behind = rgb.new_tensor(background_of(targets) or (0.0, 0.0, 0.0))
         masked = torch.where(foreground, rgb, behind)
         _add_rgb(metrics, "masked", image, masked, crop)
-        _add_lpips(metrics, "masked", lpips, image, masked)
+        _add_lpips(metrics, "masked", lpips, image, masked, crop)
         _add_foreground(metrics, predictions, foreground, crop)
     return {name: None if value is None else value.item() for name, value in metrics.items()}
 
@@ -131,14 +131,25 @@ def _add_rgb(
     metrics[f"rgb_l1_{name}"] = functions.l1(image, rgb, weights)
 
 
+def _ssim(
+    image: Float[Tensor, "1 H W 3"], rgb: Float[Tensor, "1 H W 3"], crop: Float[Tensor, "1 H W 1"] | None
+) -> Tensor | None:
+    if min(rgb.shape[1:3]) < SSIM_WINDOW:
+        return None
+    value = ssim(_as_image(image), _as_image(rgb), None if crop is None else crop.permute(0, 3, 1, 2))[0]
+    return None if value.isnan() else value
+
+
 def _add_lpips(
     metrics: dict[str, Tensor | None],
     name: str,
     lpips: Lpips | None,
     image: Float[Tensor, "1 H W 3"],
     rgb: Float[Tensor, "1 H W 3"],
+    crop: Float[Tensor, "1 H W 1"] | None,
 ) -> None:
     if lpips is not None:
+        image = image if crop is None else torch.where(crop > functions.MASK_THRESHOLD, image, rgb)
         large_enough = min(rgb.shape[1:3]) >= lpips.min_size
         metrics[f"lpips_{name}"] = lpips(_as_image(image), _as_image(rgb))[0] if large_enough else None
 

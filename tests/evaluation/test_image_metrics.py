@@ -59,6 +59,16 @@ def test_symmetric_and_lower_with_more_noise():
     assert ssim(x + 0.1 * noise, x).item() == pytest.approx(little.item())
 
 
+def test_windows_with_pixels_that_do_not_count_are_left_out():
+    x, y = random_images(2, 3, 14, 20), random_images(2, 3, 14, 20, seed=1)
+    counted = torch.ones(2, 1, 14, 20, dtype=torch.float64)
+    counted[0, :, :, 13:] = 0  # the first image is padded on the right
+    counted[1, :, 0] = 0.4  # the second has a row that is not sure enough
+    expected = [ssim(x[:1, :, :, :13], y[:1, :, :, :13]).item(), ssim(x[1:, :, 1:], y[1:, :, 1:]).item()]
+    assert ssim(x, y, counted).tolist() == pytest.approx(expected, abs=1e-12)
+    assert ssim(x, y, torch.zeros_like(counted)).isnan().all()
+
+
 def test_gradients():
     x, y = random_images(1, 1, 12, 12), random_images(1, 1, 12, 12, seed=1)
     assert torch.autograd.gradcheck(lambda image: ssim(image, y), x.requires_grad_())

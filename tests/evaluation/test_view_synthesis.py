@@ -73,7 +73,7 @@ def test_every_metric_by_its_definition():
     expected = {
         "psnr_full_image": psnr((image - rgb)[real].square()),
         "rgb_l1_full_image": (image - rgb)[real].abs().mean().item(),
-        "ssim_full_image": ssim(image.permute(0, 3, 1, 2), rgb.permute(0, 3, 1, 2)).item(),
+        "ssim_full_image": ssim(image[real].permute(0, 3, 1, 2), rgb[real].permute(0, 3, 1, 2)).item(),
         "psnr_masked": psnr((image - masked)[real].square()),
         "rgb_l1_masked": (image - masked)[real].abs().mean().item(),
         "psnr_fg": psnr((image - rgb)[fg].square()),
@@ -131,6 +131,23 @@ def test_small_view_has_no_ssim():
     assert metrics["psnr_full_image"] is not None
 
 
+def test_pixels_that_do_not_count_change_no_score():
+    """A mask of what counts, in the middle of the view: whatever is rendered or photographed beside it."""
+    crop = torch.ones(1, HEIGHT, WIDTH, 1)
+    crop[:, :4] = crop[:, 12:14, 20:] = 0
+
+    def scores(seed: int) -> dict[str, float | None]:
+        p = predictions()
+        noise = torch.rand(1, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(seed))
+        rendered = replace(p.rendered, features=torch.where(crop > 0, p.rendered.features, noise))
+        return evaluate_view(Predictions(rendered, replace(p.targets, mask_crop=crop)))
+
+    assert scores(1) == scores(2)
+    assert {"ssim_full_image", "psnr_full_image", "psnr_masked", "iou"} <= set(scores(1))
+    nothing = replace(predictions().targets, mask_crop=torch.zeros(1, HEIGHT, WIDTH, 1))
+    assert evaluate_view(Predictions(predictions().rendered, nothing))["ssim_full_image"] is None
+
+
 def test_depth_error_of_a_tiny_view_keeps_a_pixel():
     view = (1, 3, 3, 1)
     rendered = RendererOutput(torch.rand(1, 3, 3, 3), torch.full(view, 2.0), torch.ones(view))
@@ -172,6 +189,12 @@ def test_lpips_of_whole_and_masked_images():
     rendered = RendererOutput(image, fg, fg)
     metrics = evaluate_view(Predictions(rendered=rendered, targets=Targets(rgb=rgb, fg_probability=fg)), lpips)
     expected = lpips(image.permute(0, 3, 1, 2), rgb.permute(0, 3, 1, 2)).item()
+    assert metrics["lpips_full_image"] == metrics["lpips_masked"] == pytest.approx(expected)
+    crop = (torch.arange(image.shape[2]) < 20).float().expand(1, *image.shape[1:3])[..., None]
+    targets = Targets(rgb=rgb, fg_probability=fg, mask_crop=crop)
+    metrics = evaluate_view(Predictions(rendered=rendered, targets=targets), lpips)
+    pasted = torch.cat([image[:, :, :20], rgb[:, :, 20:]], dim=2)
+    expected = lpips(pasted.permute(0, 3, 1, 2), rgb.permute(0, 3, 1, 2)).item()
     assert metrics["lpips_full_image"] == metrics["lpips_masked"] == pytest.approx(expected)
 
 
