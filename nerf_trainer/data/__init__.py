@@ -3,6 +3,26 @@
 What the room registers is imported here, so that it can be chosen by name once the room is in use.
 """
 
-from nerf_trainer.data import blender, co3d, colmap, llff, loader_maps, multi_scene, rendered_mesh, source
+from nerf_trainer.data import (
+    blender,
+    co3d,
+    colmap,
+    llff,
+    loader_maps,
+    multi_scene,
+    rendered_mesh,
+    source,
+    transforms_json,
+)
 
-__all__ = ["blender", "co3d", "colmap", "llff", "loader_maps", "multi_scene", "rendered_mesh", "source"]
+__all__ = [
+    "blender",
+    "co3d",
+    "colmap",
+    "llff",
+    "loader_maps",
+    "multi_scene",
+    "rendered_mesh",
+    "source",
+    "transforms_json",
+]

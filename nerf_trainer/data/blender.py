@@ -34,6 +34,7 @@ from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
 
 _LENS = ("k1", "k2", "k3", "k4", "p1", "p2")
+"""Coefficients of lens distortion, which this format has none of."""
 
 
 class BlenderSceneOptions(PhotographOptions):
@@ -178,7 +179,7 @@ def _read_lens(content: JsonNode, size_hw: tuple[int, int]) -> _Lens:
             raise content.member(key).wrong(f"{actual}, as the images have", f"{content.member(key).number():g}")
     for key in _LENS:
         if key in content and content.member(key).number() != 0:
-            raise content.member(key).wrong("0 (a pinhole camera; undistort the images)")
+            raise content.member(key).wrong("0 (a pinhole; TransformsJsonDatasetMapProvider reads distorted images)")
     if "fl_x" in content:
         focal_x = content.member("fl_x").number("a positive number of pixels", low=0)
     else:

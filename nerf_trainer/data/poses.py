@@ -1,12 +1,14 @@
 """Camera poses as datasets write them, checked and turned into the project's convention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerf_trainer.data.files import JsonNode
+from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode
 from nerf_trainer.errors import DataError
 
 MAX_SKEW = 1e-3
@@ -68,6 +70,40 @@ def checked_rotation(
         U, _, Vh = torch.linalg.svd(rotation)
         return U @ Vh, skew
     return rotation, skew
+
+
+def read_rigid_poses(frames: Sequence[JsonNode], key: str) -> tuple[Float[Tensor, "N 4 4"], list[float]]:
+    """`read_rigid_pose` of the member `key` of many objects, all looked at at once.
+
+    Raises:
+        DataError: as `read_rigid_pose`, for the first that is wrong.
+    """
+    poses = _plain_matrices([frame.value.get(key) if isinstance(frame.value, dict) else None for frame in frames])
+    if poses is not None:
+        rotation = poses[:, :3, :3]
+        skews = (rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)).abs().amax(dim=(1, 2))
+        bottom = (poses[:, 3] - poses.new_tensor([0.0, 0.0, 0.0, 1.0])).abs().amax(dim=1)
+        sound = (bottom <= NOTABLE_SKEW) & (skews <= MAX_SKEW) & (torch.linalg.det(rotation) > 0.0)
+        if bool(sound.all()):
+            skewed = skews > NOTABLE_SKEW
+            U, _, Vh = torch.linalg.svd(rotation[skewed])
+            poses[skewed, :3, :3] = U @ Vh
+            return poses, skews.tolist()
+    each = [read_rigid_pose(frame.member(key)) for frame in frames]
+    return torch.stack([pose for pose, _ in each]), [skew for _, skew in each]
+
+
+def _plain_matrices(values: list[Any]) -> Float[Tensor, "N 4 4"] | None:
+    """4x4 matrices of JSON numbers within `LARGEST_NUMBER`; None if any is something else."""
+    if not values or not all(isinstance(value, list) and len(value) == 4 for value in values):
+        return None
+    rows = list(chain.from_iterable(values))
+    if not all(isinstance(row, list) and len(row) == 4 for row in rows):
+        return None
+    entries = list(chain.from_iterable(rows))
+    if not set(map(type, entries)) <= {int, float} or max(map(abs, entries)) > LARGEST_NUMBER:
+        return None
+    return torch.tensor(entries, dtype=torch.float64).reshape(-1, 4, 4)
 
 
 def skew_notices(where: str, skews: list[float]) -> list[str]:

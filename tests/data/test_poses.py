@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nerf_trainer.data.files import JsonNode
-from nerf_trainer.data.poses import camera_from_opengl, read_rigid_pose, skew_notices
+from nerf_trainer.data.poses import camera_from_opengl, read_rigid_pose, read_rigid_poses, skew_notices
 from nerf_trainer.errors import DataError
 
 
@@ -94,3 +94,29 @@ def test_only_skews_beyond_rounding_are_said():
     assert skew_notices("transforms_train.json", [0.0, 5e-7, 9e-6]) == []
     (notice,) = skew_notices("transforms_train.json", [0.0, 4e-4, 2e-5])
     assert notice.startswith("transforms_train.json: 2 of 3 rotations were not quite orthonormal (off by up to 0.0004)")
+
+
+def many(poses: list[object]) -> list[JsonNode]:
+    return [JsonNode({"pose": pose}, Path("f.json"), f"frames[{i}]") for i, pose in enumerate(poses)]
+
+
+def test_many_poses_are_each_by_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    poses = torch.eye(4, dtype=torch.float64).repeat(20, 1, 1)
+    poses[:, :3, :3] = torch.linalg.qr(torch.randn(20, 3, 3, generator=generator, dtype=torch.float64)).Q
+    poses[:, :3, 0] *= torch.linalg.det(poses[:, :3, :3])[:, None]
+    poses[:, :3, :3] += 1e-4 * torch.randn(20, 3, 3, generator=generator, dtype=torch.float64)
+    poses[7, :3, :3] = torch.eye(3, dtype=torch.float64)
+    nodes = many(poses.tolist())
+    found, skews = read_rigid_poses(nodes, "pose")
+    each = [read_rigid_pose(node.member("pose")) for node in nodes]
+    torch.testing.assert_close(found, torch.stack([pose for pose, _ in each]), rtol=0, atol=1e-14)
+    assert skews == pytest.approx([skew for _, skew in each])
+    assert skews[7] == 0.0 and max(skews) > 1e-5
+
+
+@pytest.mark.parametrize("bad", [None, 3, [], [[1]], [[1, 0, 0, 0]] * 4, [[1, 0, 0, "a"]] * 4, [None] * 4, "abcd"])
+def test_the_first_bad_pose_of_many_is_named(bad: object) -> None:
+    good = torch.eye(4).tolist()
+    with pytest.raises(DataError, match=r"frames\[2\].pose"):
+        read_rigid_poses(many([good, good, bad, good, bad]), "pose")
