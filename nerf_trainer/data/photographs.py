@@ -67,12 +67,14 @@ class PhotographOptions(DatasetMapProviderBase):
     """Accept files outside of base_dir, as links or by their paths."""
 
     _leaves_out = False
+    _most_bad = MOST_BAD_FRAMES
 
     def __post_init__(self) -> None:
         require_at_least("n_known_frames_for_test", self.n_known_frames_for_test or 0, 0)
 
-    def leave_out_bad_frames(self) -> None:
-        self._leaves_out = True
+    def leave_out_bad_frames(self, most: float = MOST_BAD_FRAMES) -> None:
+        """As the base says; `most` is the largest part of the frames that is left out."""
+        self._leaves_out, self._most_bad = True, most
 
     def scan(self, scene: str, photographs: Sequence[Photograph]) -> Scan:
         """Look at the headers of all images and masks; with on_bad_frame=skip, decode them too.
@@ -91,9 +93,9 @@ class PhotographOptions(DatasetMapProviderBase):
         problems = [result for result in found if isinstance(result, DataError)]
         if problems and not self._leaves_out:
             raise problems[0]
-        if len(problems) > MOST_BAD_FRAMES * len(found):
+        if len(problems) > self._most_bad * len(found) or len(problems) == len(found):
             raise DataError(
-                f"{shown(scene)}: on_bad_frame=skip leaves out at most {MOST_BAD_FRAMES:.0%} of the frames, found"
+                f"{shown(scene)}: on_bad_frame=skip leaves out at most {self._most_bad:.0%} of the frames, found"
                 f" {len(problems)} of {len(found)} bad; the first: {problems[0]}"
             )
         headers = {i: result for i, result in enumerate(found) if isinstance(result, ImageHeader)}

@@ -1,0 +1,139 @@
+"""Do photographs and poses belong together? Two views of one place look alike only where poses and depth are right.
+
+A plane sweep (Collins, 1996) tries many depths for each pixel of a view, looks up the pixel of a neighbouring view that
+sees the point at that depth, and compares the patches around both by their zero-mean normalised cross-correlation
+(ZNCC), which is 1 for equal patches whatever their brightness and contrast. With wrong poses no depth fits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate
+
+from nerf_trainer.cameras.cameras import Cameras
+
+SIDE = 72
+"""Longer side of the images that are compared, pixels."""
+_WINDOW = 7
+"""Side of the patches that are compared, pixels."""
+_N_DEPTHS = 36
+_NEAREST, _FARTHEST = 1.0, 60.0
+"""Depths that are tried, in distances between the two views."""
+_MAX_ANGLE = 35.0
+"""Views that look more than this apart, degrees, show too little in common."""
+_MIN_BASELINE = 0.15
+"""Views that stand nearer than this part of the views' spread show too little parallax."""
+_TEXTURE = 0.02
+"""Standard deviation within a patch, colours in [0, 1], below which it can't be told from others."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a sweep of one pair of views found."""
+
+    score: float
+    """Mean over the textured patches of the best ZNCC over depths, 0 where none is in view; in [0, 1]."""
+    depths: Float[Tensor, "n"]
+    """Depths along the first view's axis of the patches that fit well (ZNCC above 0.9)."""
+
+
+def small_grey(rgba: Float[Tensor, "H W 4"], side: int = SIDE) -> Float[Tensor, "h w"]:
+    """Brightness of a photograph over mid-grey, shrunk by averaging so that its longer side is `side` pixels."""
+    alpha = rgba[..., 3:]
+    grey = (rgba[..., :3] * alpha + 0.5 * (1 - alpha)).mean(dim=-1)
+    scale = side / max(grey.shape)
+    if scale >= 1:
+        return grey
+    size = (max(1, round(grey.shape[0] * scale)), max(1, round(grey.shape[1] * scale)))
+    return interpolate(grey[None, None], size=size, mode="area")[0, 0]
+
+
+def shrunk(cameras: Cameras, sizes_hw: Sequence[tuple[int, int]]) -> Cameras:
+    """The same views for images of other sizes; focal length and principal point scale with each side."""
+    sizes = torch.tensor(list(sizes_hw))
+    ratio = (sizes / cameras.image_size_hw).flip(-1).to(cameras.focal)
+    return replace(
+        cameras,
+        focal=cameras.focal * ratio,
+        principal_point=cameras.principal_point * ratio,
+        image_size_hw=sizes,
+    )
+
+
+def neighbours(cameras: Cameras, most: int = 8) -> list[tuple[int, int]]:
+    """Pairs of views that should show the same things from a little way apart, at most `most`, spread over the views.
+
+    The second of a pair is the nearest to the first that looks at most 35 degrees apart and stands at least 15 % of the
+    views' spread away.
+    """
+    centers, forward = cameras.centers, cameras.forward_axes
+    spread = (centers - centers.mean(dim=0)).norm(dim=-1).mean()
+    apart = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
+    cosine = (forward[:, None] * forward[None]).sum(dim=-1)
+    fits = (cosine > torch.tensor(_MAX_ANGLE).deg2rad().cos()) & (apart > _MIN_BASELINE * spread) & (apart > 1e-9)
+    nearest = apart.where(fits, torch.inf).min(dim=1)
+    usable = nearest.values.isfinite().nonzero()[:, 0]
+    chosen = usable[torch.linspace(0, len(usable) - 1, min(most, len(usable))).round().long()]
+    return [(i, int(nearest.indices[i])) for i in chosen.tolist()]
+
+
+def match(cameras: Cameras, first: Float[Tensor, "h w"], second: Float[Tensor, "k l"], chunk: int = 16) -> Match | None:
+    """Sweep the depths of one view and compare it with another.
+
+    Args:
+        cameras: the two views, for images of these sizes.
+        first: brightness of the first, in [0, 1].
+        second: brightness of the second.
+
+    Returns:
+        None where the first has too little texture to say anything.
+    """
+    height, width = first.shape
+    textured = _patches(first[None, None])[1].sqrt()[0, 0] > _TEXTURE
+    if textured.float().mean() < 0.03 or min(first.shape) < 2 * _WINDOW:
+        return None
+    baseline = (cameras.centers[0] - cameras.centers[1]).norm()
+    distances = baseline / torch.linspace(1 / _FARTHEST, 1 / _NEAREST, _N_DEPTHS)
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    xy = torch.stack([x, y], dim=-1).reshape(1, -1, 2)
+    # A point at depth d is start + d step in the second view's axes: two points of each ray say where all are.
+    near = cameras[1].transform_to_camera(cameras[0].unproject(xy, baseline.expand(1, height * width)))
+    start = cameras[1].transform_to_camera(cameras[0].centers[None])
+    local = start + (near - start) * (distances / baseline)[:, None, None]
+    there = cameras[1].plane_to_pixels((local[..., :2] / local[..., 2:])[None])[0]
+    looked_up, seen = _look_up(second, there.reshape(-1, height, width, 2), local[..., 2].reshape(-1, height, width))
+    best, index = _zncc(first, looked_up).where(seen, 0.0).clamp(min=0).max(dim=0)
+    sure = textured & (best > 0.9)
+    return Match(best[textured].mean().item(), distances[index][sure])
+
+
+def _look_up(
+    image: Float[Tensor, "k l"], xy: Float[Tensor, "n h w 2"], depth: Float[Tensor, "n h w"]
+) -> tuple[Float[Tensor, "n h w"], Bool[Tensor, "n h w"]]:
+    """Brightness at pixels, and where a whole patch of them lies within the image and before the view."""
+    size = torch.tensor([image.shape[1], image.shape[0]], dtype=xy.dtype)
+    grid = (xy / size * 2 - 1).nan_to_num(2.0, 2.0, -2.0).clamp(-2, 2)
+    values = grid_sample(image.expand(len(xy), 1, -1, -1), grid, align_corners=False, padding_mode="border")[:, 0]
+    inside = ((grid.abs() <= 1).all(dim=-1) & (depth > 0)).float()
+    return values, _blur(inside[:, None])[:, 0] > 0.99
+
+
+def _zncc(first: Float[Tensor, "h w"], second: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
+    mean_a, variance_a = _patches(first[None, None])
+    mean_b, variance_b = _patches(second[:, None])
+    covariance = _blur(first * second[:, None]) - mean_a * mean_b
+    return (covariance / (variance_a * variance_b).clamp(min=1e-8).sqrt())[:, 0].clamp(-1, 1)
+
+
+def _patches(images: Float[Tensor, "n 1 h w"]) -> tuple[Float[Tensor, "n 1 h w"], Float[Tensor, "n 1 h w"]]:
+    """Mean and variance of the patch around each pixel."""
+    mean = _blur(images)
+    return mean, (_blur(images.square()) - mean.square()).clamp(min=0)
+
+
+def _blur(images: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
+    rows = avg_pool2d(images, (_WINDOW, 1), stride=1, padding=(_WINDOW // 2, 0), count_include_pad=False)
+    return avg_pool2d(rows, (1, _WINDOW), stride=1, padding=(0, _WINDOW // 2), count_include_pad=False)
