@@ -15,12 +15,10 @@ from typing import Literal, TypeVar
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nerf_trainer import launch
 from nerf_trainer.cameras.cameras import Cameras
-from nerf_trainer.cameras.trajectories import TrajectoryType, trajectory
+from nerf_trainer.cameras.trajectories import TrajectoryType, fitting_type, trajectory
 from nerf_trainer.config import Configurable, ReplaceableBase, build, registry
 from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.data.splits import DatasetBase
@@ -30,20 +28,18 @@ from nerf_trainer.training import run_config
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.interruption import StopSignals
 from nerf_trainer.training.model_factory import ModelFactoryBase
-from nerf_trainer.training.progress import Display
+from nerf_trainer.training.progress import Display, tracked
 from nerf_trainer.training.runtime import Precision, Runtime
 from nerf_trainer.visualization.flyaround import ViewPictures, depth_range, filmed, pictures, render_views
 from nerf_trainer.visualization.video import VideoWriter, contact_sheet
 from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview
 
 R = TypeVar("R", bound=ReplaceableBase)
-T = TypeVar("T")
 
 _N_SURVEYED = 6
 """Small views along the path that the range of depths is taken from before the first frame."""
 _SURVEY_SIDE = 32
 _N_IN_SHEET = 8
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 class VisualizeConfig(Configurable):
@@ -63,8 +59,9 @@ class VisualizeConfig(Configurable):
     """The split whose cameras the path is fitted to."""
     n_eval_cameras: int = 40
     """Views along the path, each a frame."""
-    trajectory_type: TrajectoryType = TrajectoryType.circular_lsq_fit
-    """The shape of the path: circular_lsq_fit, figure_eight, trefoil_knot, figure_eight_knot or spiral."""
+    trajectory_type: TrajectoryType | None = None
+    """The shape of the path: circular_lsq_fit, figure_eight, trefoil_knot, figure_eight_knot, spiral or level_circle;
+    null: spiral for views that all face one way, else circular_lsq_fit."""
     max_angle: float = 2.0 * math.pi
     """How much of the path is travelled, radians; 2 pi is all of it."""
     trajectory_scale: float = 1.1
@@ -128,12 +125,13 @@ class VisualizeConfig(Configurable):
         output = Path(self.output_directory).expanduser() if self.output_directory else folder / "video"
         display.line(
             f"{folder} at step {step} | {runtime.device_name} | {runtime.precision.name} | "
-            f"{self.n_eval_cameras} views on a path of type {self.trajectory_type.name}"
+            f"{self.n_eval_cameras} views on a path"
         )
         written: list[Path] = []
         with self._preview(folder, display) as preview, StopSignals() as signals:
             for name in sequences:
                 flight = _Flight(self, model, *filmed(dataset, name), name, runtime, output)
+                display.line(flight.plan())
                 written += flight.run(display, preview, signals)
                 display.line(flight.summary())
         for path in written:
@@ -289,7 +287,7 @@ class _Flight:
                 target = self.output / f"{stem}_{name}.mp4"
                 writers[name] = VideoWriter(target, config.fps, config.video_size, config.gif)
                 unfinished.callback(writers[name].abandon)
-            for i, shown in enumerate(_progress(display, self._frames(), n_frames)):
+            for i, shown in enumerate(tracked(display, self._frames(), n_frames, "view")):
                 if signals.received is not None:
                     raise signals.error(f"stopped by {signals.name} after {i} of {n_frames} views; nothing was written")
                 started = time.monotonic()
@@ -302,6 +300,16 @@ class _Flight:
                     preview.pictures(shown, f"{self.sequence}, view {i + 1} of {n_frames}")
             unfinished.pop_all()
         return [*self._finish(list(writers.values())), self._write_sheet(self.output / f"{stem}_sheet.png", sheet)]
+
+    def plan(self) -> str:
+        """A line on the path, and why it is this one."""
+        if self.config.trajectory_type is not None:
+            return f"{self.sequence}: a path of type {self._path_type().name}"
+        how = "all face one way" if self._path_type() is TrajectoryType.spiral else "do not face one way"
+        return f"{self.sequence}: a path of type {self._path_type().name}, for its views {how}; trajectory_type sets it"
+
+    def _path_type(self) -> TrajectoryType:
+        return self.config.trajectory_type or fitting_type(self.cameras)
 
     def summary(self) -> str:
         """A line on what was done and how fast."""
@@ -328,9 +336,7 @@ class _Flight:
     def _rendered(self, n: int, size_hw: tuple[int, int]) -> Iterator[Predictions]:
         config = self.config
         up = None if config.up is None else torch.tensor(config.up)
-        path = trajectory(
-            self.cameras, n, config.trajectory_type, config.max_angle, config.trajectory_scale, up, size_hw
-        )
+        path = trajectory(self.cameras, n, self._path_type(), config.max_angle, config.trajectory_scale, up, size_hw)
         times = None if self.times is None else torch.linspace(*self.times, n)
         return render_views(self.model, path, self.runtime.device, self.runtime.autocast, self.sequence, times)
 
@@ -362,22 +368,6 @@ def _section(config: DictConfig, key: str) -> DictConfig:
     if not isinstance(config.get(key), DictConfig):
         config[key] = {}
     return config[key]
-
-
-def _progress(display: Display, items: Iterator[T], n: int) -> Iterator[T]:
-    """`items`, and how far they have come: a bar on a terminal, a line now and then elsewhere."""
-    console = Console()
-    if console.is_terminal:
-        columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            yield from bar.track(items, total=n)
-        return
-    last = time.monotonic()
-    for i, item in enumerate(items):
-        yield item
-        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES and i + 1 < n:
-            last = time.monotonic()
-            display.line(f"view {i + 1} of {n}")
 
 
 def _task(config: DictConfig, words: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Videos of a small trained run, by the command as users type it."""
 
+import json
 import logging
 import os
 import signal
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import imageio.v2 as imageio
 import pytest
@@ -16,11 +18,16 @@ from PIL import Image
 
 from nerf_trainer import visualize
 from nerf_trainer.config import build, schema
+from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.experiment import Experiment
+from nerf_trainer.training import world_frame
 from nerf_trainer.training.interruption import RunStoppedError
 from nerf_trainer.training.runtime import Precision
 from nerf_trainer.visualize import SavedRun, VisualizeConfig
 from tests.data.conftest import BlenderScene
+from tests.data.llff_scene import write_llff
+from tests.known_scene import facing
+from tests.recipe_kit import chosen
 
 SMALL = {"n_layers_xyz": 2, "append_xyz": [], "n_hidden_neurons_xyz": 8, "n_hidden_neurons_dir": 8}
 KINDS = ("images_render", "masks_render", "depths_render", "disparities_render")
@@ -120,10 +127,11 @@ def test_the_readme_command(trained: Path, command: Command, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert all(str(path) in said for path in (*videos, sheet))
     assert "9 views of 8x10" in said and "frames/s" in said and "step 4" in said
+    assert "a path of type circular_lsq_fit, for its views do not face one way; trajectory_type sets it" in said
     assert said.count("note: no live previews: no visdom server") == 1
 
 
-@pytest.mark.parametrize("kind", ["figure_eight", "trefoil_knot", "figure_eight_knot", "spiral"])
+@pytest.mark.parametrize("kind", ["figure_eight", "trefoil_knot", "figure_eight_knot", "spiral", "level_circle"])
 def test_every_path_into_another_folder(trained: Path, command: Command, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "a" / "b"
     words = (f"output_directory={out}", f"trajectory_type={kind}", "n_eval_cameras=2", "gif=True", "up=[0,0,1]")
@@ -131,6 +139,53 @@ def test_every_path_into_another_folder(trained: Path, command: Command, tmp_pat
     # without a render_size, the size of the photographs; the run's own render_image_height is for its evaluation
     assert frames_of(out / "video_one_sequence_images_render.mp4") == [(24, 32, 3)] * 2
     assert len(list(out.glob("*.gif"))) == 4
+
+
+@pytest.fixture(scope="module")
+def front_facing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the recipe for scenes in LLFF's format, with small networks: two epochs of thirty steps."""
+    root = tmp_path_factory.mktemp("llff")
+    write_llff(root / "known", facing(9), "images_4", taken_at=4)
+    field = "implicit_function_NeuralRadianceFieldImplicitFunction_args"
+    content: Any = OmegaConf.load(Path(__file__).parent.parent / "configs" / "nerf_llff.yaml")
+    content.pop("defaults")
+    config: Any = OmegaConf.merge(OmegaConf.structured(schema(Experiment)), content)
+    config.exp_dir, config.max_epochs = str(root / "run"), None
+    provider, loader = (
+        chosen(config, "data_source", name) for name in ("dataset_map_provider", "data_loader_map_provider")
+    )
+    provider.update(base_dir=str(root / "known"), object_name="known")
+    loader.dataset_length_train = 30
+    model = chosen(config, "model_factory", "model")
+    for which in (field, f"coarse_{field}"):
+        model[which].update(SMALL)
+    model.raysampler_NDCRaySampler_args.update(n_pts_per_ray_training=12, n_pts_per_ray_evaluation=12)
+    model.raysampler_NDCRaySampler_args.n_rays_total_training = 256
+    chosen(config, "training_loop").update(max_epochs=2, metric_print_interval=1)
+    chosen(config, "optimizer_factory").lr = 5e-3
+    build(Experiment, config).run(config)
+    return root / "run"
+
+
+def test_photographs_from_the_front(front_facing: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (front_facing / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss_rgb_mse"] for row in rows if row["split"] == "train"]
+    assert losses[-1] < 0.6 * losses[0]
+    moved = world_frame.read(front_facing)
+    datasets, _ = SavedRun(front_facing)._built(DataSourceBase, "data_source").get_datasets_and_dataloaders()
+    assert datasets.dataset_from_world is not None
+    torch.testing.assert_close(moved.matrix(), datasets.dataset_from_world.matrix())
+    model, _ = SavedRun(front_facing).model()
+    a = model.state_dict()["raysampler._cotangents"]
+    torch.testing.assert_close(a, torch.tensor([2 * 60 / 48, 2 * 60 / 36]))
+    assert command(f"exp_dir={front_facing}", "n_eval_cameras=8", "render_size=[18,24]") == 0
+    said = capsys.readouterr().out
+    assert "a path of type spiral, for its views all face one way; trajectory_type sets it" in said
+    video = front_facing / "video" / "video_one_sequence_images_render.mp4"
+    assert len(frames_of(video)) == 8
+    assert command(f"exp_dir={front_facing}", "n_eval_cameras=8", "trajectory_type=level_circle") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "NDCRaySampler needs views that look down -z" in line and "trajectory_type=spiral" in line
 
 
 def test_which_epoch(trained: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

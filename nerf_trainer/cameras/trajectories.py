@@ -3,6 +3,7 @@
 All paths look at the scene's centre with the photographs' mean up direction upwards.
 """
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -27,7 +28,21 @@ class TrajectoryType(Enum):
     figure_eight_knot = "figure_eight_knot"
     """The four-crossing knot around the middle of the views."""
     spiral = "spiral"
-    """Two turns around the middle of the views, moving in and out: for scenes that were photographed from the front."""
+    """Two turns around the middle of the views, moving in and out, looking at the depth where there is most to see: for
+    scenes that were photographed from the front (Mildenhall et al. 2020)."""
+    level_circle = "level_circle"
+    """The level circle at the views' mean height and root mean square distance, looking at what they look at: for
+    scenes that were photographed from all round, at whatever heights (LLFF's path of spherified scenes)."""
+
+
+ONE_WAY = 40.0
+"""Views face one way if none is turned farther than this, in degrees, from their mean direction, nor from their mean
+up; a whole ring around a scene never is, for one of the two angles is then 45 degrees or more."""
+
+SPIRAL_PERCENTILE = 0.9
+"""The part of the views whose offsets from their middle the spiral stays within."""
+SPIRAL_FAR_WEIGHT = 0.75
+"""How much the far bound counts in the disparity that the spiral's views look at."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,11 @@ def trajectory(
     """
     up = mean_up(cameras) if up is None else normalize(up.to(cameras.R), dim=0)
     target, angle = nearest_point_to_axes(cameras), torch.arange(n, device=cameras.device) * (max_angle / n)
-    if kind is TrajectoryType.circular_lsq_fit:
+    if kind is TrajectoryType.spiral and face_one_way(cameras):
+        positions, target = _spiral(cameras, target, up, angle, scale)
+    elif kind is TrajectoryType.level_circle:
+        positions = _level_circle(cameras.centers, target, up, angle, scale)
+    elif kind is TrajectoryType.circular_lsq_fit:
         ring = fit_ring(cameras.centers, up)
         circle = torch.stack([angle.cos(), angle.sin()], dim=-1) @ ring.axes[:2]
         positions = ring.center + scale * ring.radius * circle
@@ -132,6 +151,59 @@ def trajectory(
         positions = _around_the_middle(cameras, target, up, kind, angle, scale)
     R, T = look_at(positions, target, up)
     return _pinholes(cameras, R, T, size_hw)
+
+
+def face_one_way(cameras: Cameras) -> bool:
+    """Whether the scene was photographed from the front: all views look one way, the same way up (`ONE_WAY`)."""
+    return all(
+        bool((axes @ normalize(axes.mean(dim=0), dim=0)).min() > math.cos(math.radians(ONE_WAY)))
+        for axes in (cameras.forward_axes, cameras.up_axes)
+    )
+
+
+def fitting_type(cameras: Cameras) -> TrajectoryType:
+    """The path that suits how a scene was photographed."""
+    return TrajectoryType.spiral if face_one_way(cameras) else TrajectoryType.circular_lsq_fit
+
+
+def _spiral(
+    cameras: Cameras, target: Tensor, up: Tensor, angle: Tensor, scale: float
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "3"]]:
+    """Positions and what they look at, in the manner of NeRF's front-facing videos.
+
+    In the axes of the mean pose (right, up, back) the spiral goes as far as nine tenths of the photographs do, each way
+    by itself. It looks at the depth whose disparity is a quarter of that of 0.9 times the nearest bound plus three
+    quarters of that of 5 times the farthest; where the cameras have no bounds, at the depth of `target`, at least
+    twice as far as the spiral reaches.
+    """
+    middle = cameras.centers.mean(dim=0)
+    back = normalize(-cameras.forward_axes.mean(dim=0), dim=0)
+    right = normalize(torch.linalg.cross(up, back), dim=0)
+    axes = torch.stack([right, torch.linalg.cross(back, right), back])
+    offsets = ((cameras.centers - middle)[:, None] * axes).sum(dim=-1)
+    reach = offsets.abs().quantile(SPIRAL_PERCENTILE, dim=0)
+    if cameras.bounds is not None:
+        near, far = 0.9 * cameras.bounds.min(), 5.0 * cameras.bounds.max()
+        focus = 1.0 / ((1.0 - SPIRAL_FAR_WEIGHT) / near + SPIRAL_FAR_WEIGHT / far)
+    else:
+        focus = torch.maximum((middle - target) @ back, 2.0 * reach.max()).clamp(min=1e-3)
+    reach = torch.where(reach.max() > 1e-6 * focus, reach, 0.1 * focus)  # one view, or several in one place
+    curve = torch.stack([(2 * angle).cos(), -(2 * angle).sin(), -angle.sin()], dim=-1)
+    return middle + (scale * reach * curve) @ axes, middle - focus * back
+
+
+def _level_circle(
+    centers: Float[Tensor, "B 3"], target: Tensor, up: Tensor, angle: Tensor, scale: float
+) -> Float[Tensor, "n 3"]:
+    """Positions on the circle around `up` through `target`, from the side of the first view."""
+    offsets = centers - target
+    height = (offsets @ up).mean()
+    radius = (offsets.square().sum(dim=-1).mean() - height.square()).clamp(min=1e-6).sqrt()
+    aside = [offsets[0], torch.roll(up, 1), torch.roll(up, 2)]  # of which one at least is not along up
+    level = [vector - (vector @ up) * up for vector in aside]
+    first = normalize(next(v for v in level if v.norm() > 1e-4 * radius), dim=0)
+    around = torch.stack([first, torch.linalg.cross(up, first)])
+    return target + height * up + scale * radius * torch.stack([angle.cos(), angle.sin()], dim=-1) @ around
 
 
 def _around_the_middle(

@@ -3,9 +3,11 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +16,11 @@ from nerf_trainer.training.metrics_log import Row
 
 _SECONDS_BETWEEN_LINES = 2.0
 _REFRESHES_PER_SECOND = 2
+_SECONDS_BETWEEN_VIEWS = 5.0
 _PSNR_NAMES = ("loss_rgb_psnr", "loss_rgb_psnr_fg")
+
+
+T = TypeVar("T")
 
 
 class Display:
@@ -119,3 +125,24 @@ def _count(number: float) -> str:
         if number >= factor:
             return f"{number / factor:.3g}{prefix}"
     return f"{number:.3g}"
+
+
+def tracked(display: Display, items: Iterator[T], n: int, what: str) -> Iterator[T]:
+    """`items`, and how far they have come: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        n: how many there are.
+        what: what one of them is, for the lines: "view".
+    """
+    console = Console()
+    if console.is_terminal:
+        columns = (TextColumn(f"{what}s"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield from bar.track(items, total=n)
+        return
+    last = time.monotonic()
+    for i, item in enumerate(items):
+        yield item
+        if time.monotonic() - last >= _SECONDS_BETWEEN_VIEWS and i + 1 < n:
+            last = time.monotonic()
+            display.line(f"{what} {i + 1} of {n}")

@@ -1,13 +1,18 @@
 """Paths of cameras whose answer is known."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.trajectories import (
     TrajectoryType,
+    face_one_way,
     fit_ring,
+    fitting_type,
     look_at,
     mean_up,
     nearest_point_to_axes,
@@ -87,3 +92,108 @@ def test_few_views_still_have_a_path() -> None:
     for n in (1, 2):
         path = trajectory(orbit(6)[:n], 8)
         assert path.centers.isfinite().all() and path.R.isfinite().all()
+
+
+def facing(n: int = 9, bounds: tuple[float, float] | None = (2.0, 10.0)) -> Cameras:
+    """Views from the front in a world whose axes are not the views' own, spread unequally along all three."""
+    angle = torch.arange(n) * 1.7
+    up = torch.tensor([0.36, 0.48, 0.8])
+    away = torch.tensor([0.8, -0.6, 0.0])
+    right = torch.linalg.cross(away, up)
+    spread = torch.stack([0.5 * angle.cos(), 0.3 * angle.sin(), 0.1 * (2 * angle).cos()], dim=-1)
+    places = torch.tensor([3.0, -1.0, 2.0]) + spread @ torch.stack([right, up, away])
+    R, T = look_at(places, torch.tensor([3.0, -1.0, 2.0]) + 6.0 * away, up)
+    like = orbit(n)
+    return replace(like, R=R, T=T, bounds=None if bounds is None else torch.tensor([bounds]).expand(n, 2))
+
+
+def unit(v: np.ndarray) -> np.ndarray:
+    return v / np.linalg.norm(v)
+
+
+def nerfs_spiral(cameras: Cameras, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (n, 3) and viewing directions (n, 3) of the path of NeRF's front-facing videos: two turns, half as fast
+    along the axis, radii the 90th percentiles of the cameras' coordinates in the mean pose's axes.
+    """
+    back, up = -cameras.forward_axes.numpy(), cameras.up_axes.numpy()
+    z = unit(back.sum(axis=0))
+    x = unit(np.cross(up.sum(axis=0), z))
+    pose = np.stack([x, np.cross(z, x), z], axis=1)
+    middle = cameras.centers.numpy().mean(axis=0)
+    assert cameras.bounds is not None
+    near, far = 0.9 * cameras.bounds.min().item(), 5.0 * cameras.bounds.max().item()
+    focus = 1.0 / (0.25 / near + 0.75 / far)
+    radii = np.percentile(np.abs((cameras.centers.numpy() - middle) @ pose), 90, axis=0)
+    centers, directions = [], []
+    for theta in np.linspace(0.0, 4 * np.pi, n + 1)[:-1]:
+        center = middle + pose @ (np.array([np.cos(theta), -np.sin(theta), -np.sin(0.5 * theta)]) * radii)
+        centers.append(center)
+        directions.append(unit(middle - focus * z - center))
+    return np.stack(centers), np.stack(directions)
+
+
+def test_the_spiral_is_nerfs() -> None:
+    cameras = facing()
+    path = trajectory(cameras, 30, TrajectoryType.spiral, scale=1.0)
+    centers, directions = nerfs_spiral(cameras, 30)
+    np.testing.assert_allclose(path.centers.numpy(), centers, atol=1e-5)
+    np.testing.assert_allclose(path.forward_axes.numpy(), directions, atol=1e-5)
+    assert path.bounds is not None and path.bounds[0].tolist() == [2.0, 10.0]
+    twice = trajectory(cameras, 30, TrajectoryType.spiral, scale=2.0)
+    middle = cameras.centers.mean(dim=0)
+    torch.testing.assert_close(twice.centers - middle, 2 * (path.centers - middle), atol=1e-5, rtol=1e-4)
+
+
+def test_without_bounds_the_spiral_looks_at_what_the_views_look_at() -> None:
+    path = trajectory(facing(bounds=None), 30, TrajectoryType.spiral)
+    target = torch.tensor([3.0, -1.0, 2.0]) + 6.0 * torch.tensor([0.8, -0.6, 0.0])
+    torch.testing.assert_close(nearest_point_to_axes(path), target, atol=0.1, rtol=0)
+
+
+def test_one_view_and_views_in_one_place_still_have_a_spiral() -> None:
+    for cameras in (facing()[:1], facing(bounds=None)[:1], facing()[[2, 2, 2]]):
+        path = trajectory(cameras, 12, TrajectoryType.spiral)
+        assert path.centers.isfinite().all() and (path.centers - cameras.centers[0]).norm(dim=-1).min() > 1e-5
+        assert (path.forward_axes @ cameras.forward_axes[0]).min() > 0.9
+
+
+def rings(elevation: float, n: int = 12) -> Cameras:
+    """Views all round the origin, `elevation` degrees above the horizon."""
+    angle, e = torch.arange(n) * (2 * math.pi / n), math.radians(elevation)
+    places = 3 * torch.stack([angle.cos() * math.cos(e), angle.sin() * math.cos(e), angle * 0 + math.sin(e)], dim=-1)
+    R, T = look_at(places, torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
+    return replace(orbit(n), R=R, T=T)
+
+
+@pytest.mark.parametrize("elevation", [0, 20, 44, 46, 60, 85])
+def test_no_ring_faces_one_way(elevation: float) -> None:
+    cameras = rings(elevation)
+    assert not face_one_way(cameras)
+    assert fitting_type(cameras) is TrajectoryType.circular_lsq_fit
+
+
+def test_views_from_the_front_get_the_spiral() -> None:
+    assert face_one_way(facing())
+    assert fitting_type(facing()) is TrajectoryType.spiral
+    rolled = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
+    upside_down = facing()
+    assert not face_one_way(replace(upside_down, R=torch.cat([upside_down.R[:8], (rolled @ upside_down.R[8])[None]])))
+
+
+def test_the_level_circle_is_level_whatever_the_heights() -> None:
+    """Views on a third of a ring and above: the best circle through them is tilted, the level one is not."""
+    part = Cameras.cat([rings(15, 36)[:12], rings(50, 36)[4:8]])
+    path = trajectory(part, 40, TrajectoryType.level_circle, scale=1.0, up=torch.tensor([0.0, 0.0, 1.0]))
+    heights = part.centers[:, 2]
+    torch.testing.assert_close(path.centers[:, 2], heights.mean().expand(40), atol=1e-3, rtol=0)
+    torch.testing.assert_close(path.centers.norm(dim=-1), torch.full((40,), 3.0), atol=1e-2, rtol=0)
+    torch.testing.assert_close(path.centers[:, :2].mean(dim=0), torch.zeros(2), atol=1e-2, rtol=0)
+    torch.testing.assert_close(path.forward_axes, -path.centers / 3.0, atol=1e-2, rtol=0)
+    best = trajectory(part, 40, TrajectoryType.circular_lsq_fit, scale=1.0)
+    assert (best.centers[:, 2].max() - best.centers[:, 2].min()) > 0.3
+
+
+def test_a_level_circle_of_views_straight_above() -> None:
+    above = rings(90)[:1]
+    path = trajectory(above, 8, TrajectoryType.level_circle, up=torch.tensor([0.0, 0.0, 1.0]))
+    assert path.centers.isfinite().all() and path.R.isfinite().all()

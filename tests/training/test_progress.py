@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from nerf_trainer.training.progress import Display
+from nerf_trainer.training.progress import Display, tracked
 
 ROW = {
     "step": 300, "epoch": 2, "split": "train", "sec_per_step": 0.5, "rays_per_s": 71300, "lr": 5e-4,
@@ -63,3 +63,17 @@ def test_evaluation_line():
     shown, out = display()
     shown.evaluated({"step": 4, "epoch": 0, "split": "val", "loss_rgb_mse": 0.5, "objective": 0.5})
     assert out.getvalue() == "[val] step 4, epoch 0: rgb_mse 0.5  objective 0.5\n"
+
+
+def test_things_under_way_are_said_now_and_then(monkeypatch):
+    shown, out = display()
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def slow():
+        for i in range(6):
+            now[0] += 2.0
+            yield i
+
+    assert list(tracked(shown, slow(), 6, "view")) == list(range(6))
+    assert out.getvalue().splitlines() == ["view 3 of 6"]  # after six seconds; the last needs no line
