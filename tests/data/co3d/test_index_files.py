@@ -17,7 +17,6 @@ from nerf_trainer.data.files import JsonNode
 from nerf_trainer.errors import DataError
 from tests.data.co3d.test_annotations import FRAME, SEQUENCE, WRONG, changed
 
-
 GOOD = json.dumps(FRAME).encode()
 
 
