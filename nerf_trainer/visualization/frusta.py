@@ -50,7 +50,8 @@ def draw_frusta(
 
     frame = _upright(up)
     centers = cameras.centers.double() @ frame.T
-    size = 0.11 * _extent(centers, target.double() @ frame.T)
+    # Many views get small frusta, so that they do not hide each other.
+    size = 0.12 * min(1.0, (24 / len(cameras)) ** 0.35) * _extent(centers, target.double() @ frame.T)
     corners = torch.einsum("ij,bkj->bki", frame, _corners(cameras, size))
     seen = None if points is None else _within(points.double() @ frame.T, centers, target.double() @ frame.T)
     figure = Figure(figsize=(15, 7.4))
@@ -59,12 +60,14 @@ def draw_frusta(
         axes: Any = figure.add_axes((0.01 + 0.495 * k, 0.06, 0.485, 0.86), projection="3d")
         axes.set_proj_type("ortho")
         axes.view_init(elev=elevation, azim=azimuth)
-        axes.set_title(label, fontsize=10, y=0.97)
+        figure.text(0.01 + 0.495 * (k + 0.5), 0.915, label, fontsize=10, ha="center")
         if seen is not None:
             axes.scatter(*seen.T.numpy(), s=1.2, color="#8a8a8a", alpha=0.45, linewidths=0)
         _draw_views(axes, centers, corners, splits, odd)
         _draw_target(axes, target.double() @ frame.T)
-        _draw_world(axes, frame, size * 2.2, centers.amin(dim=0))
+        _draw_world(axes, frame, 0.2 * _extent(centers, target.double() @ frame.T), centers.amin(dim=0))
+        if elevation > 80:
+            axes.set_zticks([])
         _equal(axes, torch.cat([centers, corners.reshape(-1, 3), (target.double() @ frame.T)[None]]))
     _legend(figure, splits, bool(odd), points is not None)
     part = path.with_name(f".{path.stem}-{os.getpid()}.png")
@@ -154,7 +157,6 @@ def _equal(axes: Any, points: Tensor) -> None:
         set_limits(value - half, value + half)
     axes.set_box_aspect((1, 1, 1), zoom=1.12)
     axes.tick_params(labelsize=7)
-    axes.locator_params(nbins=5)
 
 
 def _legend(figure: Any, splits: Sequence[str], has_odd: bool, has_points: bool) -> None:

@@ -1,0 +1,70 @@
+"""A plane sweep finds the depth of the known scene, and that wrong poses fit no depth."""
+
+import numpy as np
+import pytest
+import torch
+
+from nerf_trainer.cameras.conventions import Reading, reread
+from nerf_trainer.cameras.plane_sweep import match, neighbours, shrunk, small_grey
+from tests.cameras.known_cameras import cameras_of, greys_of
+from tests.known_scene import facing, ring
+
+
+def test_depths_are_the_scenes():
+    views = ring(24)
+    found = match(cameras_of(views[:2]), *greys_of(views[:2]))
+    assert found is not None
+    seen = views[0].depth[views[0].mask]
+    inside = (found.depths > seen.min() - 0.2) & (found.depths < seen.max() + 0.2)
+    assert len(found.depths) > 20
+    assert inside.float().mean() > 0.8
+    assert found.depths.median().item() == pytest.approx(float(np.median(seen)), abs=0.25)
+
+
+def test_wrong_poses_fit_worse():
+    views = ring(24)[:2]
+    right = match(cameras_of(views), *greys_of(views))
+    wrong = match(reread(cameras_of(views), Reading.BACK_Y_Z), *greys_of(views))
+    assert right is not None
+    assert wrong is not None
+    assert wrong.score < right.score - 0.3
+
+
+def test_brightness_and_contrast_do_not_matter():
+    views = ring(24)[:2]
+    first, second = greys_of(views)
+    plain = match(cameras_of(views), first, second)
+    dimmed = match(cameras_of(views), first, 0.6 * second + 0.1)
+    assert plain is not None
+    assert dimmed is not None
+    assert dimmed.score == pytest.approx(plain.score, abs=0.02)
+
+
+def test_flat_images_say_nothing():
+    assert match(cameras_of(ring(24)[:2]), torch.zeros(36, 48), torch.zeros(36, 48)) is None
+
+
+def test_neighbours_look_the_same_way_from_different_places():
+    cameras = cameras_of(ring(24))
+    pairs = neighbours(cameras)
+    assert len(pairs) == 8
+    assert all((i - j) % 24 in (1, 23) for i, j in pairs)
+    assert neighbours(cameras_of(ring(4))) == []
+    twins = cameras_of([view for view in facing(6) for _ in range(2)])
+    assert all(i // 2 != j // 2 for i, j in neighbours(twins))
+
+
+def test_shrunk_views_see_the_same():
+    [view] = ring(1)
+    camera = cameras_of([view])
+    half = shrunk(camera, [(18, 24)])
+    point = torch.tensor([[[0.2, -0.1, 0.3]]])
+    torch.testing.assert_close(half.project(point)[0] * 2, camera.project(point)[0])
+
+
+def test_small_grey_averages_over_mid_grey():
+    rgba = torch.zeros(8, 4, 4)
+    rgba[:4] = torch.tensor([0.2, 0.4, 0.9, 1.0])
+    grey = small_grey(rgba, side=2)
+    assert grey.shape == (2, 1)
+    torch.testing.assert_close(grey[:, 0], torch.tensor([0.5, 0.5]))

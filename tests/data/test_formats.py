@@ -1,0 +1,73 @@
+"""A format is told by its files, and what reads it is registered."""
+
+from pathlib import Path
+
+import pytest
+
+import nerf_trainer.data  # noqa: F401  (registers the providers)
+from nerf_trainer.config import registry
+from nerf_trainer.data import formats
+from nerf_trainer.data.formats import recognise
+from nerf_trainer.data.splits import DatasetMapProviderBase
+from nerf_trainer.errors import MAX_LINE, DataError
+
+FILES = {
+    "BlenderDatasetMapProvider": ["transforms_train.json", "transforms.json"],
+    "TransformsJsonDatasetMapProvider": ["transforms.json", "sparse/0/cameras.bin"],
+    "LlffDatasetMapProvider": ["poses_bounds.npy", "images_4/a.png", "sparse/0/cameras.bin"],
+    "ColmapDatasetMapProvider": ["sparse/0/cameras.bin", "images/a.png"],
+    "MultiSceneDatasetMapProvider": ["one/transforms_train.json", "two/transforms_train.json"],
+    "SqlIndexDatasetMapProvider": ["metadata.sqlite"],
+    "JsonIndexDatasetMapProvider": ["apple/frame_annotations.jgz"],
+    "JsonIndexDatasetMapProviderV2": ["apple/frame_annotations.jgz", "apple/set_lists/set_lists_manyview_dev_0.json"],
+}
+
+
+def fill(root: Path, names: list[str]) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.mark.parametrize("provider", FILES)
+def test_each_format(tmp_path: Path, provider: str, monkeypatch: pytest.MonkeyPatch):
+    fill(tmp_path, FILES[provider])
+    found = formats._recognised(str(tmp_path))
+    assert found.provider == provider
+    known = {cls.__name__: cls for cls in registry.get_all(DatasetMapProviderBase)}
+    if provider in known:
+        assert recognise(str(tmp_path)) == found
+        options = {field for cls in known[provider].__mro__ for field in vars(cls).get("__annotations__", {})}
+        assert set(found.options) <= options
+
+
+def test_options_of_some_formats(tmp_path: Path):
+    fill(tmp_path, FILES["LlffDatasetMapProvider"])
+    assert formats._recognised(str(tmp_path)).options["downscale_factor"] == "4"
+    fill(tmp_path / "co", FILES["JsonIndexDatasetMapProviderV2"])
+    options = formats._recognised(str(tmp_path / "co")).options
+    assert options == {"category": "apple", "dataset_root": str(tmp_path / "co"), "subset_name": "manyview_dev_0"}
+    fill(tmp_path, ["bunny.obj"])
+    assert formats._recognised(str(tmp_path / "bunny.obj")).options == {"data_file": str(tmp_path / "bunny.obj")}
+    assert recognise("scene://quickstart").options["base_dir"] == "scene://quickstart"
+
+
+def test_what_is_no_dataset(tmp_path: Path):
+    fill(tmp_path, ["notes.txt"])
+    with pytest.raises(DataError, match=r"no known format in .* \(found notes.txt\); expected transforms_train.json"):
+        recognise(str(tmp_path))
+    with pytest.raises(DataError, match="found nothing at"):
+        recognise(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="is a file of no known format"):
+        recognise(str(tmp_path / "notes.txt"))
+    for source in (str(tmp_path), "scene://nowhere"):
+        with pytest.raises(DataError) as caught:
+            recognise(source)
+        assert len(str(caught.value)) < MAX_LINE
+
+
+def test_a_format_that_nothing_reads_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fill(tmp_path, ["transforms_train.json"])
+    monkeypatch.setattr(formats.registry, "get_all", lambda base: [])
+    with pytest.raises(DataError, match="BlenderDatasetMapProvider reads, but no such provider is registered"):
+        recognise(str(tmp_path))
