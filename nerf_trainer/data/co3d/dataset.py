@@ -342,6 +342,7 @@ class IndexDatasetBase(FrameShaping, ReplaceableBase, DatasetBase):
             image_rgb=self.load_images,
             fg_probability=self.load_masks and (masked or any(map(self._held.reader.has_alpha, frames[:1]))),
             depth_map=self.load_depths and any(frame.depth is not None for frame in frames),
+            mask_crop=self.frame_hw is not None,
             sequence_names=tuple(sorted(self.sequence_names)),
         )
 

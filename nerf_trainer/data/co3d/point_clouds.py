@@ -44,7 +44,8 @@ def read_point_cloud(path: Path, where: str, max_points: int, sequence: str) -> 
         with open(path, "rb") as file:
             content = load_ply(file)
         points = np.array(content.get("vertices", ()), dtype=np.float32).reshape(-1, 3)
-        colors = np.array(content.get("vertex_colors", content.get("colors", ())), dtype=np.uint8)
+        painted = content.get("vertex_colors")
+        colors = np.array(() if painted is None else painted, dtype=np.uint8)
     except Exception as error:  # whatever the reader raises on foreign bytes means that the file is bad
         problem = f"{type(error).__name__}: {shown(error)[:80]}"
         raise DataError(
@@ -53,8 +54,8 @@ def read_point_cloud(path: Path, where: str, max_points: int, sequence: str) -> 
     if not len(points) or not np.isfinite(points).all():
         found = "points that are not finite" if len(points) else "no points"
         raise DataError(f"{where}: found {found} in {shown(path)}, expected a point cloud; restore it")
-    painted = colors.ndim == 2 and len(colors) == len(points)
-    cloud = PointCloud(torch.from_numpy(points), torch.from_numpy(colors[:, :3].copy()) if painted else None)
+    has_colors = colors.ndim == 2 and len(colors) == len(points)
+    cloud = PointCloud(torch.from_numpy(points), torch.from_numpy(colors[:, :3].copy()) if has_colors else None)
     return _thinned(cloud, max_points, sequence)
 
 

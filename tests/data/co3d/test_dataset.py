@@ -11,8 +11,10 @@ from nerf_trainer.data.co3d.annotations import SequenceAnnotation
 from nerf_trainer.data.co3d.categories import read_category
 from nerf_trainer.data.co3d.dataset import STRAY_PREFIX, FrameIndex
 from nerf_trainer.data.co3d.index import JsonIndexDataset
+from nerf_trainer.data.loaders import ResidentFrameLoader
 from nerf_trainer.errors import DataError
 from nerf_trainer.frames import FrameData
+from nerf_trainer.rays.samplers import AdaptiveRaySampler
 from tests.data.co3d.written_category import CATEGORY, Written, write_category
 from tests.known_scene import KnownView, check_views, landmarks
 
@@ -222,3 +224,19 @@ def test_indices_are_joined_and_chosen(written):
     assert joined.eval_batches == ((2, 0), (1, 2), (3,)) and len(joined.frames) == 4
     with pytest.raises(DataError, match="evaluation batches in some categories only"):
         FrameIndex.joined([first, replace(other, eval_batches=None)])
+
+
+def test_padding_is_neither_drawn_nor_scored(written):
+    dataset = dataset_of(written, image_height=40, image_width=30, box_crop=False)  # content 22 x 30
+    assert dataset.contents.mask_crop
+    sampler = AdaptiveRaySampler(n_rays_per_image_sampled_from_mask=400, n_rays_total_training=None)
+    batch = FrameData.collate([dataset[0], dataset[1]])
+    rays = sampler.draw(batch.cameras, None, batch.mask_crop)
+    assert float(rays.xy[..., 1].max()) < 22 < float(rays.xy[..., 0].max())
+    loader = ResidentFrameLoader(dataset, 1)
+    loader.place("cpu", seed=0)
+    [scene] = loader.steps(0)
+    assert scene.pixels is not None
+    sampler = AdaptiveRaySampler(n_rays_total_training=2000)
+    rays = sampler.draw(scene.cameras, scene.pixels)
+    assert float(rays.xy[..., 1].max()) < 22 < float(rays.xy[..., 0].max())
