@@ -22,13 +22,18 @@ MAX_JSON_BYTES = 256 * 2**20
 LARGEST_NUMBER = 1e30
 """Numbers beyond it are refused, as they are on their way to infinity in single precision."""
 
+_LONGEST_SHOWN = 240
+"""Longest path or name that a message shows whole."""
+
 SCENE_SCHEME = "scene://"
 """A base_dir that starts so names a scene that comes with the package."""
 
 
 def shown(text: object) -> str:
-    """`text` as it can stand in a message of one line."""
+    """`text` as it can stand in a message of one line: printable, its middle cut out where it is very long."""
     plain = str(text)
+    if len(plain) > _LONGEST_SHOWN:
+        plain = f"{plain[: _LONGEST_SHOWN // 3]} ... {plain[-_LONGEST_SHOWN // 2 :]}"
     return plain if plain.isprintable() else repr(plain)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.data.files import shown
-from nerf_trainer.data.images import MAX_MEGAPIXELS, ImageHeader, read_header, read_rgba
+from nerf_trainer.data.images import MAX_MEGAPIXELS, ImageHeader, read_depth, read_header, read_rgba
 from nerf_trainer.data.single_scene import MaskRole, SceneFrame, SingleSceneDataset
 from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap, DatasetMapProviderBase
 from nerf_trainer.errors import ConfigError, DataError
@@ -125,6 +125,8 @@ class PhotographOptions(DatasetMapProviderBase):
         for path in (photograph.path, photograph.mask_path):
             if path is not None:
                 read_rgba(path, photograph.where, self.max_megapixels)
+        if photograph.depth_path is not None:
+            read_depth(photograph.depth_path, photograph.depth_scale, photograph.where, self.max_megapixels)
         return header
 
     def dataset(

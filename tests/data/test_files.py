@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nerf_trainer.data import files
-from nerf_trainer.data.files import JsonNode, embedded_scene, read_json, resolve_inside, scene_folder
+from nerf_trainer.data.files import JsonNode, embedded_scene, read_json, resolve_inside, scene_folder, shown
 from nerf_trainer.errors import DataError
 
 
@@ -83,6 +83,12 @@ def test_external_files_can_be_allowed(tmp_path):
     os.symlink(tmp_path / "shared.png", root / "link.png")
     assert resolve_inside(root, "link.png", "here", allow_external=True) == (tmp_path / "shared.png").resolve()
     assert resolve_inside(root, "./a/r_0", "here") == (root / "a" / "r_0").resolve()
+
+
+def test_what_is_shown_fits_into_a_line():
+    assert shown("a" * 240) == "a" * 240 and shown("a\nb") == "'a\\nb'"
+    long = shown("b" * 5000 + "/view.png")
+    assert len(long) < 240 and long.startswith("bbb") and long.endswith("bbb/view.png")
 
 
 def test_base_dir_must_be_a_folder(tmp_path):
