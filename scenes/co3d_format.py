@@ -256,7 +256,7 @@ def write_v2(category: Path, sequences: Sequence[SequenceRecord], seed: int) -> 
     everything = {
         f"{name}_{split}": content for name, (lists, _) in subsets.items() for split, content in lists.items()
     }
-    parts = dict(zip(("train", "dev", "test"), held_out(sequences), strict=True))
+    parts: dict[str, Sequence[SequenceRecord]] = dict(zip(("train", "dev", "test"), held_out(sequences), strict=True))
     write_annotations(category, parts, everything, isotropic=True)
     return list(subsets)
 

@@ -58,7 +58,7 @@ def read_frame_annotations(file: Path) -> list[FrameAnnotation]:
             place, such as `[123].viewpoint.R`.
     """
     found = []
-    with _no_collection():
+    with no_collection():
         for i, raw in enumerate(_elements(file)):
             try:
                 found.append(_fast_frame(raw))
@@ -76,7 +76,7 @@ def read_sequence_annotations(file: Path) -> list[SequenceAnnotation]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Without looking for reference cycles, of which JSON has none: half of the time goes there otherwise."""
     was_enabled = gc.isenabled()
     gc.disable()
