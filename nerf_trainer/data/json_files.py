@@ -99,7 +99,7 @@ class FrameFiles:
 
     def _image(self, written: str, where: str) -> Path:
         path = self._inside(written, where)
-        if os.path.isfile(path):
+        if os.path.isfile(path) or not os.path.isdir(path.parent):
             return path
         for suffix in SUFFIXES:
             if os.path.isfile(f"{path}{suffix}"):

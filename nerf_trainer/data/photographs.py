@@ -180,7 +180,7 @@ class PhotographOptions(DatasetMapProviderBase):
 def every_nth(n: int, step: int) -> tuple[list[int], list[int]]:
     """Indices to train on and to hold out: every `step`-th of n from the first is held out; none where step is 0."""
     held_out = list(range(0, n, step)) if step else []
-    return [i for i in range(n) if i not in set(held_out)], held_out
+    return [i for i in range(n) if not step or i % step], held_out
 
 
 def require_at_least(name: str, value: int, least: int) -> None:
