@@ -1,7 +1,8 @@
 """Datasets in a row, as one."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from typing import TypeVar
 
 from jaxtyping import Bool, UInt8
@@ -24,7 +25,7 @@ class ConcatenatedDataset(DatasetBase):
         if not parts:
             raise ValueError("no datasets to join")
         self._parts = tuple(parts)
-        self._places = tuple((part, i) for part in self._parts for i in range(len(part)))
+        self._ends = list(accumulate(map(len, self._parts)))
         self._cameras = Cameras.cat([part.cameras() for part in self._parts])
         self._sequences = tuple(chain.from_iterable(part.frame_sequences for part in self._parts))
         self._numbers = tuple(chain.from_iterable(part.frame_numbers for part in self._parts))
@@ -34,19 +35,26 @@ class ConcatenatedDataset(DatasetBase):
         self._categories = _all_or_none([part.frame_categories for part in self._parts])
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> FrameData:
-        part, i = self._places[index]
+        part, i = self._place(index)
         return part[i]
 
     def rgba(self, index: int) -> UInt8[Tensor, "H W 4"]:
-        part, i = self._places[index]
+        part, i = self._place(index)
         return part.rgba(i)
 
     def valid(self, index: int) -> Bool[Tensor, "H W"] | None:
-        part, i = self._places[index]
+        part, i = self._place(index)
         return part.valid(i)
+
+    def _place(self, index: int) -> tuple[DatasetBase, int]:
+        """The part that has a frame, and the frame's index there."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        number = bisect_right(self._ends, index)
+        return self._parts[number], index - (self._ends[number] - len(self._parts[number]))
 
     def cameras(self) -> Cameras:
         return self._cameras

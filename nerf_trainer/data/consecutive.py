@@ -7,8 +7,9 @@ around it join, so that short segments and the ends of long ones are not seen le
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
+import numpy as np
 import torch
 
 from nerf_trainer.data.splits import DatasetBase
@@ -37,37 +38,35 @@ class Segments:
     """
 
     def __init__(self, dataset: DatasetBase, gaps: Gaps) -> None:
-        numbers, names, paths = dataset.frame_numbers, dataset.frame_sequences, dataset.image_paths
+        names, paths = dataset.frame_sequences, dataset.image_paths
         self.has_times = dataset.frame_timestamps is not None
-        times = dataset.frame_timestamps or (0.0,) * len(dataset)
-        self.ids = [0] * len(dataset)
+        sequence_names = dict.fromkeys(names)
+        ranks = {name: rank for rank, name in enumerate(sequence_names)}
+        sequences = np.array([ranks[name] for name in names])
+        numbers = np.array(dataset.frame_numbers)
+        times = np.array(dataset.frame_timestamps or np.zeros(len(dataset)), dtype=np.float64)
+        order = np.lexsort((numbers, times, sequences))
+        same_sequence = np.diff(sequences[order]) == 0
+        step, seconds = np.diff(numbers[order]), np.diff(times[order])
+        for place in np.flatnonzero(same_sequence & (step == 0) & (seconds == 0)):
+            before, i = order[place], order[place + 1]
+            if paths[i] != paths[before]:
+                raise DataError(
+                    f"{shown(paths[i])}: found two frames of sequence {shown(names[i])} with number {numbers[i]} and no"
+                    " time to tell them apart, expected an order; set sample_consecutive_frames=false"
+                )
+        apart = ((step > gaps.number) & (gaps.number > 0)) | ((seconds > gaps.seconds) & (gaps.seconds > 0))
+        begins = np.concatenate([[True], ~same_sequence | apart])
+        ids, positions = np.empty_like(order), np.empty_like(order)
+        ids[order] = np.cumsum(begins) - 1
+        positions[order] = np.arange(len(order))
+        self.ids: list[int] = ids.tolist()
         """The segment of each frame."""
-        self.positions = [0] * len(dataset)
-        """The place of each frame within its sequence."""
-        self._of_sequence: dict[str, list[list[int]]] = {}
-        by_name: dict[str, list[int]] = {}
-        for i, name in enumerate(names):
-            by_name.setdefault(name, []).append(i)
-        n_segments = 0
-        for name, frames in by_name.items():
-            ordered = sorted(frames, key=lambda i: (times[i], numbers[i]))
-            segments = [[ordered[0]]]
-            for before, i in pairwise(ordered):
-                if (times[i], numbers[i]) == (times[before], numbers[before]) and paths[i] != paths[before]:
-                    raise DataError(
-                        f"{shown(paths[i])}: found two frames of sequence {shown(name)} with number {numbers[i]} and no"
-                        " time to tell them apart, expected an order; set sample_consecutive_frames=false"
-                    )
-                apart = numbers[i] - numbers[before] > gaps.number > 0
-                apart = apart or times[i] - times[before] > gaps.seconds > 0
-                segments.append([i]) if apart else segments[-1].append(i)
-            for place, i in enumerate(ordered):
-                self.positions[i] = place
-            for segment in segments:
-                for i in segment:
-                    self.ids[i] = n_segments
-                n_segments += 1
-            self._of_sequence[name] = segments
+        self.positions: list[int] = positions.tolist()
+        """The place of each frame in the order of all; that of a sequence is a part of it."""
+        self._of_sequence: dict[str, list[list[int]]] = {name: [] for name in sequence_names}
+        for segment in np.split(order, np.flatnonzero(begins)[1:]):
+            self._of_sequence[names[segment[0]]].append(segment.tolist())
         self._longest = {name: max(map(len, segments)) for name, segments in self._of_sequence.items()}
 
     def longest(self, sequence: str) -> int:

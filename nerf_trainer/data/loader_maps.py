@@ -233,7 +233,7 @@ class ConditionedDataLoaderMapProvider(ImageDataLoaderMapProvider):
         groups = frames.frame_sequences if segments is None else segments.ids
         sources = SourceViews(groups, frames.image_paths, among)
         chosen = targets(dataset)
-        if conditioning is BatchConditioningType.TRAIN and not any(sources.count(i) for i in chosen):
+        if conditioning is BatchConditioningType.TRAIN and not any(sources.of(i) for i in chosen):
             raise ConfigError(
                 f"{split}_conditioning_type: found TRAIN, but no training frame is of a sequence that {split} shows;"
                 " expected SAME or KNOWN"

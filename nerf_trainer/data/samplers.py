@@ -6,6 +6,8 @@ Samplers know a dataset's frames by name, number and type; they decode nothing.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
 
 import torch
 
@@ -58,7 +60,12 @@ class SourceViews:
         self._of_group: dict[str | int, list[int]] = {}
         for i in among:
             self._of_group.setdefault(groups[i], []).append(i)
-        self._n_of_image = Counter((groups[i], paths[i]) for frames in self._of_group.values() for i in frames)
+
+    @cached_property
+    def _n_of_image(self) -> Counter[tuple[str | int, str]]:
+        """How often each image stands in its group."""
+        frames = chain.from_iterable(self._of_group.values())
+        return Counter((self._groups[i], self._paths[i]) for i in frames)
 
     def of(self, target: int) -> list[int]:
         """All of a target's, in the order of the dataset."""
