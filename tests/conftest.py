@@ -101,13 +101,29 @@ def llff_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llff(tmp_path_factory.mktemp("llff") / "known", facing(9), "images_4", taken_at=4)
 
 
+@pytest.fixture(scope="session")
+def photos_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine small photographs through a lens that distorts, in nerfstudio's format; not to be changed."""
+    from tests.data.transforms_scene import BARREL, nerfstudio, opencv, save
+    from tests.known_scene import ring, with_lens
+
+    root = tmp_path_factory.mktemp("photos")
+    save(root, nerfstudio(root, with_lens(ring(9), opencv(**BARREL)), camera_model="OPENCV", **BARREL))
+    return root
+
+
 @pytest.fixture
 def compose(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solids: Path, colmap_scene: Path, llff_scene: Path
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    solids: Path,
+    colmap_scene: Path,
+    llff_scene: Path,
+    photos_scene: Path,
 ) -> Iterator[Callable[..., DictConfig]]:
     """Composes a recipe as `nerf_runner` does, in an empty working directory; interpolations stay as written.
 
-    The recipes that ask for a Blender scene get the embedded one, those that ask for solids small ones.
+    The recipes that ask for a Blender scene get the embedded one, those that ask for solids or for CO3D small ones.
     """
     from nerf_trainer.experiment import Experiment
     from nerf_trainer.launch import run_hydra
@@ -119,9 +135,11 @@ def compose(
     monkeypatch.setenv("BLENDER_DATASET_ROOT", "scene:/")
     monkeypatch.setenv("BLENDER_SINGLESEQ_CLASS", "quickstart")
     monkeypatch.setenv("COLMAP_DATASET_ROOT", str(colmap_scene))
+    monkeypatch.setenv("PHOTOS_ROOT", str(photos_scene))
     monkeypatch.setenv("LLFF_DATASET_ROOT", str(llff_scene.parent))
     monkeypatch.setenv("LLFF_SINGLESEQ_CLASS", llff_scene.name)
     monkeypatch.setenv("SOLIDS_ROOT", str(solids / "many"))
+    monkeypatch.setenv("CO3DV2_DATASET_ROOT", str(co3d_category / "v2"))
     monkeypatch.setenv("MOVING_SOLIDS_ROOT", str(solids / "moving"))
 
     def run(recipe: str, *overrides: str) -> DictConfig:

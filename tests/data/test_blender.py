@@ -263,7 +263,7 @@ def _replace_top(key: str, value):
         (_replace_top("camera_angle_x", "0.7"), 'camera_angle_x: expected an angle between 0 and pi, found "0.7"'),
         (_replace_top("fl_x", 0), "fl_x: expected a positive number of pixels, found 0"),
         (_replace_top("w", 800), "w: expected 32, as the images have, found 800"),
-        (_replace_top("k1", 0.1), "k1: expected 0 (a pinhole; TransformsJsonDatasetMapProvider reads distorted images)"),
+        (_replace_top("k1", 0.1), "k1: expected 0 (a pinhole; TransformsJsonDatasetMapProvider reads distorted"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(scene, change, message):
