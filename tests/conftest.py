@@ -120,6 +120,7 @@ def compose(
     colmap_scene: Path,
     llff_scene: Path,
     photos_scene: Path,
+    co3d_category: Path,
 ) -> Iterator[Callable[..., DictConfig]]:
     """Composes a recipe as `nerf_runner` does, in an empty working directory; interpolations stay as written.
 
