@@ -107,6 +107,8 @@ class _Source:
         if chosen not in known:
             raise ConfigError(f"data_source_class_type: {unknown_name(chosen, 'is not a known DataSourceBase', known)}")
         section = config.get(f"data_source_{chosen}_args")
+        if section is not None and OmegaConf.is_missing(section, "dataset_map_provider_class_type"):
+            raise ConfigError("data_source: no data is named; expected data_source=FOLDER, or --config-name RECIPE")
         self.source = build(registry.get(DataSourceBase, chosen), section if section is not None else {})
         self.name = "data"
         for key in ("object_name", "category", "base_dir", "data_file", "dataset_root"):
