@@ -101,9 +101,11 @@ class NDCRaySampler(PinholeRaySampler):
         """Take the projection from the training views, where no checkpoint brought it: the mean of their a.
 
         Raises:
-            ConfigError: not all of them look down -z from behind the near plane.
+            ConfigError: not all of them look down -z from behind the near plane, or that cuts off what most of them
+                see.
         """
         self._require_facing(cameras)
+        self._require_in_sight(cameras)
         if not self._has_learned:
             wh = cameras.image_size_hw.flip(-1).to(cameras.focal)
             self._cotangents.copy_((2.0 * cameras.focal.double() / wh).mean(dim=0))
@@ -156,6 +158,21 @@ class NDCRaySampler(PinholeRaySampler):
             f" {-self.near_plane:g}, found {int((~is_mapped).sum())} of {len(cameras)} that don't; for photographs from"
             " the front set recenter=true (LLFF) and trajectory_type=spiral, else use CameraBoundsRaySampler or"
             " NearFarRaySampler"
+        )
+
+    def _require_in_sight(self, cameras: Cameras) -> None:
+        """Refuse a near plane beyond the middle (the geometric mean) of the depths that most views see."""
+        if cameras.bounds is None:
+            return
+        depth = (self.near_plane + cameras.centers[:, 2]) / -cameras.forward_axes[:, 2]
+        middle = cameras.bounds.prod(dim=-1).sqrt()
+        if (depth > middle).double().mean() <= 0.5:
+            return
+        near, far = cameras.bounds[:, 0].min().item(), cameras.bounds[:, 1].max().item()
+        raise ConfigError(
+            f"near_plane: {self.near_plane:g} of NDCRaySampler cuts off most of what the views see, {near:.3g} to"
+            f" {far:.3g} before them, expected a plane nearer than that; set bd_factor=0.75 and spherify=false (LLFF),"
+            " or lower near_plane"
         )
 
 

@@ -169,6 +169,19 @@ def test_views_that_the_projection_does_not_map_are_refused() -> None:
         learned(wide)
 
 
+def test_a_near_plane_beyond_what_is_seen_is_refused() -> None:
+    """The middle of depths from 0.5 to 2 is 1, and the views stand at z from -0.1 to 0.1."""
+    cameras = facing_cameras()
+    seen = replace(cameras, bounds=torch.tensor([[0.5, 2.0]]).expand(5, 2))
+    with pytest.raises(
+        ConfigError, match=r"near_plane: 2 of NDCRaySampler cuts off .*, 0\.5 to 2 before them"
+    ) as caught:
+        learned(seen, near_plane=2.0)
+    assert len(str(caught.value)) < 400
+    learned(seen, near_plane=0.5)
+    learned(cameras, near_plane=2.0)  # without bounds nothing is known
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
