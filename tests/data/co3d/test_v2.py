@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
-from nerf_trainer.config import Factory
+from nerf_trainer.config import Factory, schema
 from nerf_trainer.data.co3d.index import JsonIndexDataset
 from nerf_trainer.data.co3d.set_lists import ListedFrame
+from nerf_trainer.data.co3d.v1 import JsonIndexDatasetMapProvider
 from nerf_trainer.data.co3d.v2 import JsonIndexDatasetMapProviderV2, add_known_frames
 from nerf_trainer.data.splits import DatasetBase, DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
@@ -243,3 +245,79 @@ def test_every_message_is_one_line(v2):
         load(v2)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) - 2 * len(str(v2.root)) < 350
+
+
+DATASET_OPTIONS = {
+    **dict.fromkeys(("limit_to", "limit_sequences_to", "max_points", "seed"), 0),
+    **{name: [] for name in ("pick_sequence", "exclude_sequence", "limit_category_to")},
+    **dict.fromkeys(("load_images", "load_depths", "load_depth_masks", "load_masks", "box_crop"), True),
+    **dict.fromkeys(("load_point_clouds", "mask_images", "mask_depths", "sort_frames"), False),
+    "remove_empty_masks": True,
+    "n_frames_per_sequence": -1,
+    "image_height": 800,
+    "image_width": 800,
+    "box_crop_mask_thr": 0.4,
+    "box_crop_context": 0.3,
+}
+"""Implicitron's options of JsonIndexDataset and their defaults."""
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [
+        (
+            JsonIndexDatasetMapProvider,
+            {
+                "category": "???",
+                "task_str": "singlesequence",
+                "dataset_root": "",
+                "n_frames_per_sequence": -1,
+                "test_on_train": False,
+                "restrict_sequence_name": [],
+                "test_restrict_sequence_id": -1,
+                "assert_single_seq": False,
+                "only_test_set": False,
+                "dataset_class_type": "JsonIndexDataset",
+            },
+        ),
+        (
+            JsonIndexDatasetMapProviderV2,
+            {
+                "category": "???",
+                "subset_name": "???",
+                "dataset_root": "",
+                "test_on_train": False,
+                "only_test_set": False,
+                "load_eval_batches": True,
+                "num_load_workers": 4,
+                "n_known_frames_for_test": 0,
+                "dataset_class_type": "JsonIndexDataset",
+            },
+        ),
+    ],
+)
+def test_options_and_defaults_are_implicitrons(provider, expected):
+    options = OmegaConf.to_container(OmegaConf.structured(schema(provider)))
+    assert isinstance(options, dict)
+    dataset = options.pop("dataset_JsonIndexDataset_args")
+    assert options == expected
+    assert DATASET_OPTIONS.items() <= dataset.items()
+    assert dataset.keys() - DATASET_OPTIONS.keys() == {"max_megapixels", "allow_external"}
+
+
+def test_a_dataset_of_ones_own_is_used_for_every_split(v2):
+    class SaysSo(JsonIndexDataset):
+        words: str = "nothing"
+
+        def check(self) -> tuple[str, ...]:
+            return (*super().check(), f"{len(self)} frames, {self.words}")
+
+    provider = JsonIndexDatasetMapProviderV2(
+        category=CATEGORY,
+        subset_name="fewview_dev",
+        dataset_root=str(v2.root),
+        dataset=Factory.of(SaysSo, words="mine"),
+    )
+    splits = provider.get_dataset_map()
+    assert [type(dataset) for _, dataset in splits.items()] == [SaysSo] * 3
+    assert splits.notices == ("4 frames, mine", "1 frames, mine", "3 frames, mine")
