@@ -327,7 +327,7 @@ def test_31_a_thousand_spoiled_descriptions(kind, fresh):
             outcomes["read"] += 1
 
     attempt()
-    assert outcomes["read"] > 25 and outcomes["refused"] > 150
+    assert outcomes["read"] > 5 and outcomes["refused"] > 150
 
 
 @pytest.mark.parametrize("kind", JSON_FORMATS, ids=lambda kind: kind.name)
