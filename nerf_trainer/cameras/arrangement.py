@@ -1,6 +1,5 @@
 """How the views of a scene stand: what they look at, from how far, which way is up, and which of them stand apart."""
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -143,11 +142,7 @@ def depth_span(cameras: Cameras, points: Float[Tensor, "P 3"], part: float = 0.0
 def _level(cameras: Cameras) -> tuple[Float[Tensor, "3"], Float[Tensor, "B"]]:
     ups = cameras.up_axes
     up = normalize(ups.mean(dim=0), dim=0)
-    for _ in range(3):
-        agreement = (ups * up).sum(dim=-1)
-        up = normalize(ups[agreement >= agreement.median()].mean(dim=0), dim=0)
-    within = (ups * up).sum(dim=-1).clamp(-1.0, 1.0)
-    agreeing = ups[within > math.cos(math.radians(60))]
+    agreeing = ups[(ups * up).sum(dim=-1) > 0]  # without views that stand on their heads
     up = normalize(agreeing.mean(dim=0), dim=0) if len(agreeing) else up
     return up, torch.rad2deg((ups * up).sum(dim=-1).clamp(-1.0, 1.0).acos())
 

@@ -23,5 +23,5 @@ def test_marks_and_crosses(tmp_path: Path):
     assert tuple(sheet[top + 40, left]) != RED
     assert tuple(sheet[top + 40, left + pitch]) == RED
     assert tuple(sheet[top + 42, left + 2 * pitch + 56]) == RED
-    assert (sheet[:, left + 3 * pitch - 8 :] == 255).all()
+    assert (sheet[:, left + 3 * pitch - 4 :] == 255).all()
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
