@@ -40,7 +40,7 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/data/test_fault_rows.py": "bad input, for every format of single scenes",
     "tests/test_component_matrix.py": "every field under every renderer",
     "tests/test_golden.py": "every option of every component",
-    "tests/test_model_options.py": "every option of every model",
+    "tests/test_reference_options.py": "every option of the reference",
     "tests/test_recipes.py": "the recipes, with all that they choose",
     "tests/test_resume.py": "the recipes, stopped and continued",
     "tests/test_growing_grids.py": "recipes of each kind of grid, whose grids grow within a training",

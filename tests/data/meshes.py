@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from nerf_trainer.cameras.cameras import Cameras
-from nerf_trainer.data.surfaces import NO_TEXTURE, Surface
+from nerf_trainer.data.rendered_mesh.surfaces import NO_TEXTURE, Surface
 
 BOX_CORNERS = np.array([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)])
 BOX_QUADS = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]

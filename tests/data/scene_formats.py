@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from nerf_trainer.data.blender import BlenderDatasetMapProvider
-from nerf_trainer.data.colmap import ColmapDatasetMapProvider
+from nerf_trainer.data.colmap.provider import ColmapDatasetMapProvider
 from nerf_trainer.data.llff import LlffDatasetMapProvider
 from nerf_trainer.data.photographs import PhotographOptions
-from nerf_trainer.data.transforms_json import TransformsJsonDatasetMapProvider
+from nerf_trainer.data.transforms_json.provider import TransformsJsonDatasetMapProvider
 from tests.data.colmap_scene import write_photographs, write_text
 from tests.data.llff_scene import write_llff
 from tests.known_scene import Array, KnownView

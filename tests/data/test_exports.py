@@ -14,7 +14,7 @@ from nerf_trainer.cameras.lenses import Lenses
 from nerf_trainer.data.exports import ExportFormat, ExportOptions, export
 from nerf_trainer.data.single_scene import SceneFrame, SingleSceneDataset
 from nerf_trainer.data.splits import DatasetMap
-from nerf_trainer.data.transforms_json import TransformsJsonDatasetMapProvider
+from nerf_trainer.data.transforms_json.provider import TransformsJsonDatasetMapProvider
 from nerf_trainer.errors import ConfigError, DataError
 from nerf_trainer.geometry.similarity import Similarity
 from tests.cameras.known_cameras import cameras_of, corrupted

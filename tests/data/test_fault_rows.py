@@ -14,7 +14,7 @@
 | 37 archives | no command opens any | - |
 | 38 a pipe for an image | refused in less than 2 s | yes |
 
-Meshes have the same in test_mesh_files.py, CO3D's annotations in co3d/.
+Meshes have the same in rendered_mesh/test_files.py, CO3D's annotations in co3d/.
 """
 
 from __future__ import annotations

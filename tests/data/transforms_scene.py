@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from nerf_trainer.data.splits import DatasetMap
-from nerf_trainer.data.transforms_json import TransformsJsonDatasetMapProvider
+from nerf_trainer.data.transforms_json.provider import TransformsJsonDatasetMapProvider
 from tests.known_scene import KnownView, Lens, ring
 
 BARREL = {"k1": -0.25, "k2": 0.06, "k3": -0.01, "k4": 0.002, "p1": 0.004, "p2": -0.003}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nerf_trainer.data.files import JsonNode
-from nerf_trainer.data.json_world import NGP_SCALE, applied_similarity, scene_box
+from nerf_trainer.data.transforms_json.world import NGP_SCALE, applied_similarity, scene_box
 from nerf_trainer.errors import DataError
 
 

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.lenses import Lenses
 from nerf_trainer.config import registry
-from nerf_trainer.data.colmap_folders import ImageFolder, find_model, listed, registration_notices
-from nerf_trainer.data.colmap_model import ColmapCamera, ColmapImage, ColmapModel, ColmapPoints
-from nerf_trainer.data.colmap_reader import ModelFiles
+from nerf_trainer.data.colmap.folders import ImageFolder, find_model, listed, registration_notices
+from nerf_trainer.data.colmap.model import ColmapCamera, ColmapImage, ColmapModel, ColmapPoints
+from nerf_trainer.data.colmap.reader import ModelFiles
 from nerf_trainer.data.files import resolve_inside, scene_folder, shown
 from nerf_trainer.data.images import ImageHeader
 from nerf_trainer.data.lens_checks import require_invertible

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nerf_trainer.data.files import JsonNode
-from nerf_trainer.data.json_files import FrameFiles, NamedFiles, dynamic_mask_notices
+from nerf_trainer.data.transforms_json.files import FrameFiles, NamedFiles, dynamic_mask_notices
 from nerf_trainer.errors import DataError
 
 

@@ -2,7 +2,7 @@
 
 What is read keeps COLMAP's conventions, which are the project's: X_camera = R X_world + T with +x right, +y down, +z
 forward, and the centre of the top-left pixel at (0.5, 0.5). The values of a file are checked here, whichever way they
-are written (`colmap_reader`).
+are written (`colmap.reader`).
 """
 
 from collections.abc import Sequence

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nerf_trainer.data import colmap_reader
-from nerf_trainer.data.colmap_model import ColmapModel
-from nerf_trainer.data.colmap_reader import ModelFiles
+from nerf_trainer.data.colmap import reader as colmap_reader
+from nerf_trainer.data.colmap.model import ColmapModel
+from nerf_trainer.data.colmap.reader import ModelFiles
 from nerf_trainer.errors import DataError
 from tests.data.colmap_scene import Observations, name_of, pose, write_binary, write_text
 from tests.known_scene import ring

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
-from nerf_trainer.data.surfaces import NO_TEXTURE, Surface, Texture
+from nerf_trainer.data.rendered_mesh.surfaces import NO_TEXTURE, Surface, Texture
 from nerf_trainer.errors import ConfigError
 
 _RAYS_AT_ONCE = 2**18

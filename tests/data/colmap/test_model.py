@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from nerf_trainer.data.colmap_model import (
+from nerf_trainer.data.colmap.model import (
     PROJECTIONS,
     ColmapCamera,
     ColmapImage,

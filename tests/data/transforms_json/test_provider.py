@@ -14,7 +14,7 @@ from PIL import Image
 
 from nerf_trainer.data.poses import camera_from_opengl
 from nerf_trainer.data.single_scene import MaskRole
-from nerf_trainer.data.transforms_json import TransformsJsonDatasetMapProvider
+from nerf_trainer.data.transforms_json.provider import TransformsJsonDatasetMapProvider
 from nerf_trainer.data.world import WorldFrame
 from nerf_trainer.errors import ConfigError, DataError
 from tests.data.transforms_scene import (

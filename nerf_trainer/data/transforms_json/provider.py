@@ -7,7 +7,7 @@ Beside that, where there is any:
 - `mask_path` of a frame: black pixels are not used; `depth_file_path`: a 16-bit image of depth along the view axis;
 - `train_filenames`, `val_filenames`, `test_filenames`: the splits;
 - `applied_transform`, `applied_scale`: what the converter did to the capture's world; `ply_file_path`: points;
-- of instant-ngp `aabb_scale`, `scale`, `offset`, `aabb`: a cube around the scene (`json_world`); `depth_path` with
+- of instant-ngp `aabb_scale`, `scale`, `offset`, `aabb`: a cube around the scene (`world`); `depth_path` with
   `integer_depth_scale`; `from_na`: camera axes x right, y down, z forward.
 
 Keys that are in neither list are passed over. Those that would change the rays and are not modelled (a rolling shutter,
@@ -26,15 +26,15 @@ from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import registry
 from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode, read_json, resolve_inside, scene_folder, shown
 from nerf_trainer.data.images import ImageHeader
-from nerf_trainer.data.json_files import FrameFiles, NamedFiles, dynamic_mask_notices
-from nerf_trainer.data.json_intrinsics import Intrinsics, IntrinsicsReader, lenses_of, size_mismatch
-from nerf_trainer.data.json_world import applied_similarity, scene_box
 from nerf_trainer.data.lens_checks import require_invertible
 from nerf_trainer.data.photographs import Photograph, PhotographOptions, Scan, every_nth, require_at_least
 from nerf_trainer.data.ply_points import read_ply_points
 from nerf_trainer.data.poses import camera_from_opengl, read_rigid_poses, skew_notices
 from nerf_trainer.data.single_scene import MaskRole
 from nerf_trainer.data.splits import DatasetMap
+from nerf_trainer.data.transforms_json.files import FrameFiles, NamedFiles, dynamic_mask_notices
+from nerf_trainer.data.transforms_json.intrinsics import Intrinsics, IntrinsicsReader, lenses_of, size_mismatch
+from nerf_trainer.data.transforms_json.world import applied_similarity, scene_box
 from nerf_trainer.data.world import WorldFrame, settled
 from nerf_trainer.errors import ConfigError, DataError
 from nerf_trainer.geometry.similarity import Similarity

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nerf_trainer.data.files import JsonNode
-from nerf_trainer.data.json_intrinsics import IntrinsicsReader, lenses_of
+from nerf_trainer.data.transforms_json.intrinsics import IntrinsicsReader, lenses_of
 
 FILE = Path("transforms.json")
 

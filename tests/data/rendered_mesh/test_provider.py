@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from nerf_trainer.config import build
-from nerf_trainer.data import rendered_mesh
 from nerf_trainer.data.loaders import ResidentFrameLoader
-from nerf_trainer.data.mesh_rendering import MeshRenderer
-from nerf_trainer.data.rendered_mesh import RenderedMeshDatasetMapProvider, ViewLayout
+from nerf_trainer.data.rendered_mesh import provider as rendered_mesh
+from nerf_trainer.data.rendered_mesh.provider import RenderedMeshDatasetMapProvider, ViewLayout
+from nerf_trainer.data.rendered_mesh.rendering import MeshRenderer
 from nerf_trainer.data.source import ImplicitronDataSource
 from nerf_trainer.errors import ConfigError, DataError
 from tests.data.meshes import BOX_CORNERS, BOX_QUADS, QUARTERS, obj_quad

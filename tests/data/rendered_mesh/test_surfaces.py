@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nerf_trainer.data.surfaces import NO_TEXTURE, Surface, painted_knot
+from nerf_trainer.data.rendered_mesh.surfaces import NO_TEXTURE, Surface, painted_knot
 from nerf_trainer.geometry.similarity import Similarity
 from tests.data.meshes import surface
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nerf_trainer.data.colmap import ColmapDatasetMapProvider, view_bounds
-from nerf_trainer.data.colmap_model import ColmapPoints
-from nerf_trainer.data.colmap_reader import ModelFiles
+from nerf_trainer.data.colmap.model import ColmapPoints
+from nerf_trainer.data.colmap.provider import ColmapDatasetMapProvider, view_bounds
+from nerf_trainer.data.colmap.reader import ModelFiles
 from nerf_trainer.data.single_scene import MaskRole
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.data.world import WorldFrame

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nerf_trainer.data.colmap_reader import ModelFiles
+from nerf_trainer.data.colmap.reader import ModelFiles
 from nerf_trainer.data.files import resolve_inside, shown
 from nerf_trainer.errors import DataError
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from nerf_trainer.data.files import JsonNode, parse_json, require_regular_file, resolve_inside, shown
 from nerf_trainer.data.images import FORMATS as IMAGE_FORMATS
-from nerf_trainer.data.mesh_rendering import missing_extra
-from nerf_trainer.data.surfaces import NO_TEXTURE, Surface, Texture
+from nerf_trainer.data.rendered_mesh.rendering import missing_extra
+from nerf_trainer.data.rendered_mesh.surfaces import NO_TEXTURE, Surface, Texture
 from nerf_trainer.errors import DataError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nerf_trainer.data import mesh_files
-from nerf_trainer.data.mesh_files import GREY, read_mesh
-from nerf_trainer.data.surfaces import NO_TEXTURE, Surface
+from nerf_trainer.data.rendered_mesh import files as mesh_files
+from nerf_trainer.data.rendered_mesh.files import GREY, read_mesh
+from nerf_trainer.data.rendered_mesh.surfaces import NO_TEXTURE, Surface
 from nerf_trainer.errors import DataError
 from tests.data.meshes import BOX_CORNERS, BOX_QUADS, QUARTERS, TRIANGLE, gltf_header, obj_quad, triangles, write_glb
 

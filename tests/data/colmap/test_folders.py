@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nerf_trainer.data.colmap_folders import ImageFolder, find_model, listed, registration_notices
+from nerf_trainer.data.colmap.folders import ImageFolder, find_model, listed, registration_notices
 from nerf_trainer.errors import DataError
 from tests.data.colmap_scene import write_binary, write_text
 from tests.known_scene import ring

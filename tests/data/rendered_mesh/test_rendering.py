@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nerf_trainer.cameras.cameras import Cameras
-from nerf_trainer.data.mesh_rendering import Light, MeshRenderer, lookup
-from nerf_trainer.data.surfaces import Surface
+from nerf_trainer.data.rendered_mesh.rendering import Light, MeshRenderer, lookup
+from nerf_trainer.data.rendered_mesh.surfaces import Surface
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.geometry.similarity import Similarity
 from tests.data.meshes import QUARTERS, ahead, box, quad, surface
@@ -148,7 +148,7 @@ def test_edges_are_covered_in_part_and_not_darkened():
 
 
 def test_pictures_of_many_rays_are_made_in_strips(monkeypatch):
-    from nerf_trainer.data import mesh_rendering
+    from nerf_trainer.data.rendered_mesh import rendering as mesh_rendering
 
     whole = MeshRenderer(box(), PLAIN, samples_per_side=2)
     view = ahead(33, 4.0, 30.0)

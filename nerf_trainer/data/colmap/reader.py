@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Float, Int
 
-from nerf_trainer.data.colmap_model import (
+from nerf_trainer.data.colmap.model import (
     MAX_NAME,
     ColmapCamera,
     ColmapImage,
