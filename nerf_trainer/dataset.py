@@ -22,10 +22,10 @@ from nerf_trainer import launch
 from nerf_trainer.cameras.conventions import Reading
 from nerf_trainer.command_line import assignment, shell_line
 from nerf_trainer.config import Configurable, build, registry
-from nerf_trainer.data.diagnosis import Finding, diagnose
-from nerf_trainer.data.exports import ExportFormat, ExportOptions, export
-from nerf_trainer.data.formats import recognise
-from nerf_trainer.data.inspection import inspect
+from nerf_trainer.data.inspection.diagnosis import Finding, diagnose
+from nerf_trainer.data.inspection.exports import ExportFormat, ExportOptions, export
+from nerf_trainer.data.inspection.formats import recognise
+from nerf_trainer.data.inspection.frames import inspect
 from nerf_trainer.data.photographs import PhotographOptions
 from nerf_trainer.data.source import DataSourceBase, ImplicitronDataSource
 from nerf_trainer.data.splits import DatasetMap

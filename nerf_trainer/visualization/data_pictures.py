@@ -6,8 +6,8 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from nerf_trainer.data.diagnosis import Diagnosis, Finding
-from nerf_trainer.data.inspection import Inspection
+from nerf_trainer.data.inspection.diagnosis import Diagnosis, Finding
+from nerf_trainer.data.inspection.frames import Inspection
 from nerf_trainer.visualization.frusta import COLORS, draw_frusta
 from nerf_trainer.visualization.thumbnails import Thumbnail, labelled_sheet
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from nerf_trainer.data.diagnosis import (
+from nerf_trainer.data.inspection.diagnosis import (
     Diagnosis,
     PosedSequence,
     decoded_bytes,
@@ -22,7 +22,7 @@ from nerf_trainer.data.diagnosis import (
     names_of,
     resident_bytes,
 )
-from nerf_trainer.data.inspection import InspectedFrame, Inspection
+from nerf_trainer.data.inspection.frames import InspectedFrame, Inspection
 from nerf_trainer.data.splits import DatasetMap
 
 _MOST_LINES = 20

@@ -6,8 +6,8 @@ import pytest
 
 import nerf_trainer.data  # noqa: F401  (registers the providers)
 from nerf_trainer.config import registry
-from nerf_trainer.data import formats
-from nerf_trainer.data.formats import recognise
+from nerf_trainer.data.inspection import formats
+from nerf_trainer.data.inspection.formats import recognise
 from nerf_trainer.data.splits import DatasetMapProviderBase
 from nerf_trainer.errors import MAX_LINE, DataError
 

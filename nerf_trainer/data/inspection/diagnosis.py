@@ -19,8 +19,8 @@ from nerf_trainer.cameras.arrangement import (
 )
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.conventions import Judgement, Reading, judge
-from nerf_trainer.data.image_quality import ImageQuality, blurred, look_alike, same_pixels
-from nerf_trainer.data.inspection import InspectedFrame, Inspection
+from nerf_trainer.data.inspection.frames import InspectedFrame, Inspection
+from nerf_trainer.data.inspection.image_quality import ImageQuality, blurred, look_alike, same_pixels
 from nerf_trainer.data.loader_maps import RGBA_BYTES
 from nerf_trainer.data.splits import DatasetMap
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nerf_trainer.data.diagnosis import decoded_bytes, diagnose, lens_words, resident_bytes
-from nerf_trainer.data.inspection import inspect
+from nerf_trainer.data.inspection.diagnosis import decoded_bytes, diagnose, lens_words, resident_bytes
+from nerf_trainer.data.inspection.frames import inspect
 from tests.data.known_dataset import read_blender, write_blender
 from tests.known_scene import ring
 

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.plane_sweep import small_grey
-from nerf_trainer.data.image_quality import ImageQuality, measure
+from nerf_trainer.data.inspection.image_quality import ImageQuality, measure
 from nerf_trainer.data.splits import DatasetBase, DatasetMap
 from nerf_trainer.errors import DataError
 

@@ -25,7 +25,7 @@ from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.conventions import Reading, reread
 from nerf_trainer.data.files import shown
 from nerf_trainer.data.images import read_rgba
-from nerf_trainer.data.inspection import targets
+from nerf_trainer.data.inspection.frames import targets
 from nerf_trainer.data.splits import DatasetBase, DatasetMap
 from nerf_trainer.errors import ConfigError, DataError, StorageError
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from nerf_trainer.data.image_quality import blurred, look_alike, measure, same_pixels
+from nerf_trainer.data.inspection.image_quality import blurred, look_alike, measure, same_pixels
 from tests.known_scene import ring
 
 

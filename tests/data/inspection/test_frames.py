@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nerf_trainer.data.inspection import inspect, targets
+from nerf_trainer.data.inspection.frames import inspect, targets
 from tests.data.known_dataset import read_blender, write_blender
 from tests.known_scene import ring
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from nerf_trainer.cameras.conventions import Reading
 from nerf_trainer.cameras.lenses import Lenses
-from nerf_trainer.data.exports import ExportFormat, ExportOptions, export
+from nerf_trainer.data.inspection.exports import ExportFormat, ExportOptions, export
 from nerf_trainer.data.single_scene import SceneFrame, SingleSceneDataset
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.data.transforms_json.provider import TransformsJsonDatasetMapProvider
