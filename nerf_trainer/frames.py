@@ -86,10 +86,10 @@ class PixelStore:
             index = torch.randint(self.n_pixels, (n,), generator=generator, device=self.rgba.device)
         else:
             among = torch.randint(self.drawable.shape[0], (n,), generator=generator, device=self.rgba.device)
-            index = self.drawable[among].long()
+            index = self.drawable.index_select(0, among).long()
         camera = torch.searchsorted(self.ends, index, right=True)
-        size = self.sizes_hw[camera]
-        within = index - (self.ends[camera] - size[:, 0] * size[:, 1])
+        size = self.sizes_hw.index_select(0, camera)
+        within = index - (self.ends.index_select(0, camera) - size[:, 0] * size[:, 1])
         rows, columns = within // size[:, 1], within % size[:, 1]
         xy = torch.stack([columns, rows], dim=-1) + 0.5
         if center_fraction < 1.0:
@@ -115,15 +115,16 @@ class PixelStore:
 
         Alpha is None where no image has any.
         """
-        rgba = self.rgba[self._index(camera_index, xy)].float() / 255
+        index = self._index(camera_index, xy)
+        rgba = self.rgba.index_select(0, index.flatten()).reshape(*index.shape, 4).float() / 255
         return rgba[..., :3], rgba[..., 3:] if self.has_alpha else None
 
     def _index(self, camera_index: Int[Tensor, "*rays"], xy: Float[Tensor, "*rays 2"]) -> Int[Tensor, "*rays"]:
         """Where in the store the pixels are that `xy` falls into."""
-        size = self.sizes_hw[camera_index]
-        start = self.ends[camera_index] - size[..., 0] * size[..., 1]
-        columns, rows = xy.long().unbind(-1)
-        return start + rows * size[..., 1] + columns
+        camera = camera_index.flatten()
+        height, width = self.sizes_hw.index_select(0, camera).unbind(-1)
+        columns, rows = xy.long().reshape(-1, 2).unbind(-1)
+        return (self.ends.index_select(0, camera) + (rows - height) * width + columns).reshape(camera_index.shape)
 
 
 def drawable_pixels(valid: Sequence[Bool[Tensor, "_ _"] | None], ends: Int[Tensor, "N"]) -> Int[Tensor, "V"] | None:

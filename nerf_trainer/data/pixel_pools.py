@@ -1,7 +1,9 @@
 """Frames decoded into a `PixelStore` on a device by threads in the background.
 
-Memory on the host is bounded by an image a thread. On CUDA every image goes over through pinned memory, on a stream of
-its own: copies overlap with what the device computes.
+Memory on the host is bounded by an image a thread (and the masks, where there are any). On CUDA every image goes over
+through pinned memory, on a stream of its own: copies overlap with what the device computes. A thread waits for each of
+its copies, so that once all threads have ended nothing is under way: whoever then uses the memory, on any stream, or
+gives it back, need not know of the copies.
 """
 
 import os
@@ -81,11 +83,11 @@ class PixelFilling:
         for thread in self._threads:
             if thread is not threading.current_thread():  # which may be the one that collects garbage
                 thread.join()
-        if self._stream is not None:
-            torch.cuda.current_stream(self._rgba.device).wait_stream(self._stream)
 
     def _work(self) -> None:
         try:
+            if self._stream is not None:  # a thread begins on the first device, where others may be at work
+                torch.cuda.set_device(self._rgba.device)
             for i, (start, end) in self._next_spans():
                 image = self._dataset.rgba(self._indices[i])
                 self._valid[i] = self._dataset.valid(self._indices[i])
@@ -107,8 +109,11 @@ class PixelFilling:
         if self._stream is None:
             self._rgba[start:end] = pixels
             return
+        done = torch.cuda.Event(blocking=True)  # the processor is free for others while this thread waits
         with torch.cuda.stream(self._stream):
             self._rgba[start:end].copy_(pixels.contiguous().pin_memory(), non_blocking=True)
+            done.record()
+        done.synchronize()
 
     def _drawable(self) -> Tensor | None:
         try:

@@ -57,7 +57,9 @@ class StreamingFrameLoader(FrameLoader):
     """Each step is all pixels and cameras of a pool of frames, and the ray sampler draws.
 
     Two pools are on the device: the one in use, and the next, which threads fill in the background. The next is begun
-    when the step after a change of pools is asked for: by then, nobody has the old one any more.
+    when a step is asked for and nobody has the pool before the one in use any more: after a change, mostly the second
+    step of a pool. A caller who keeps no more than steps_per_pool batches (two groups of accumulated ones, the
+    last and the one that is put together) never has a third pool there.
 
     Args:
         dataset: the frames.
@@ -78,6 +80,7 @@ class StreamingFrameLoader(FrameLoader):
         self._device: torch.device | str | None = None
         self._frames: FrameData | None = None
         self._current: tuple[int, FrameData] | None = None
+        self._before: weakref.ref[torch.Tensor] | None = None
         self._next: tuple[int, PixelFilling] | None = None
         self._at_end: weakref.finalize[[], StreamingFrameLoader] | None = None
 
@@ -86,7 +89,7 @@ class StreamingFrameLoader(FrameLoader):
 
     def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self._drop_next()
-        self._current = None
+        self._leave_current()
         self._device = device
         self._frames = self._dataset.as_batch()
         self._plan = replace(self._plan, seed=seed, rank=rank, world_size=world_size)
@@ -99,14 +102,15 @@ class StreamingFrameLoader(FrameLoader):
         for step in range(start, self._n_steps):
             number = (epoch * self._n_steps + step) // self._steps_per_pool
             yield self._pool(number)
-            self._begin(number + 1)
+            if self._before is None or self._before() is None:
+                self._begin(number + 1)
 
     def _pool(self, number: int) -> FrameData:
         """A pool, waited for where it isn't there."""
         if self._frames is None or self._device is None:
             raise RuntimeError("place() comes before steps()")
         if self._current is None or self._current[0] != number:
-            self._current = None
+            self._leave_current()
             self._begin(number)
             if self._next is None:
                 raise RuntimeError("the filling was begun above")
@@ -115,6 +119,12 @@ class StreamingFrameLoader(FrameLoader):
             frames = self._frames.select(self._plan.frames(number)).to(self._device)
             self._current = number, replace(frames, pixels=pixels)
         return self._current[1]
+
+    def _leave_current(self) -> None:
+        """Hold the pool in use no longer, but know whether somebody else does."""
+        if self._current is not None and self._current[1].pixels is not None:
+            self._before = weakref.ref(self._current[1].pixels.rgba)
+        self._current = None
 
     def _begin(self, number: int) -> None:
         """Fill a pool in the background, unless that has begun; another one that was begun is dropped."""

@@ -1,6 +1,7 @@
 """Training images in pools: which frames a pool has, and when it is there."""
 
 import gc
+import itertools
 import threading
 import time
 import weakref
@@ -104,23 +105,25 @@ def test_place_begins_anew():
         next(StreamingFrameLoader(frames, 1, 1, 1).steps(0))
 
 
-def test_two_pools_are_in_memory_at_most(monkeypatch):
+@pytest.mark.parametrize(("accumulated", "steps_per_pool"), [(1, 1), (1, 4), (2, 3), (2, 4), (3, 5)])
+def test_two_pools_are_in_memory_at_most(monkeypatch, accumulated, steps_per_pool):
+    """Of a caller who keeps a group of batches until the next is put together, as the training loop does."""
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     most = 0
 
     class Counted(PixelFilling):
         def __init__(self, *args) -> None:
             nonlocal most
-            gc.collect()
             super().__init__(*args)
             alive.add(self._rgba)
             most = max(most, len(alive))
 
     monkeypatch.setattr(streaming, "PixelFilling", Counted)
-    loader = loader_of(FakeFrames("a" * N_FRAMES))
-    for epoch in range(3):
-        for batch in loader.steps(epoch):
-            assert batch.pixels is not None
+    loader = loader_of(FakeFrames("a" * N_FRAMES), n_steps=24, steps_per_pool=steps_per_pool)
+    for epoch in range(2):
+        batches = loader.steps(epoch)
+        while group := list(itertools.islice(batches, accumulated)):
+            assert all(batch.pixels is not None for batch in group)
     assert most == 2
 
 
