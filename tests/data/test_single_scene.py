@@ -60,6 +60,20 @@ def test_a_foreground_mask_takes_the_place_of_alpha(write):
     assert scene.contents.fg_probability and not scene.contents.mask_crop
 
 
+@pytest.mark.parametrize("role", list(MaskRole))
+def test_images_with_alpha_and_a_mask(write, role):
+    """A mask of the foreground replaces the alpha; one of what counts, or one that is ignored, leaves it alone."""
+    frames = [replace(frame, has_alpha=True) for frame in write()]
+    for frame in frames:
+        Image.fromarray(np.dstack([RGB, np.full((4, 4), 51, np.uint8)])).save(frame.path)
+    scene = dataset(frames, mask_role=role)
+    alpha = MASK / 255 if role is MaskRole.FOREGROUND else np.full((4, 4), 0.2, np.float32)
+    np.testing.assert_allclose(scene[0].fg_probability[0, 0].numpy(), alpha)
+    np.testing.assert_allclose(scene[1].fg_probability[0, 0].numpy(), 0.2)
+    assert (scene[0].mask_crop is None) == (role is not MaskRole.VALID)
+    assert scene.contents.fg_probability and scene.contents.mask_crop == (role is MaskRole.VALID)
+
+
 def test_a_foreground_mask_is_averaged_and_weighs_the_colours(write):
     """The second block has one pixel inside, (1, 3): its colour is that pixel's."""
     half = dataset(write(), 2).rgba(0)

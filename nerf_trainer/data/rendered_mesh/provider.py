@@ -27,6 +27,9 @@ from nerf_trainer.frames import FrameContents, FrameData
 CACHE_BYTES = 2 * 2**30
 """Rendered views are kept where all of them take no more than this."""
 
+_NEAREST = 0.01
+"""Near bound of cameras that stand within the ball of the mesh, in their distances to its centre."""
+
 
 class ViewLayout(Enum):
     """Where the cameras stand."""
@@ -237,9 +240,11 @@ class RenderedMeshDatasetMapProvider(DatasetMapProviderBase):
             surface, notices = read_mesh(path, self.max_megabytes, self.max_megapixels, self.allow_external)
             name = str(path)
         moved = surface.normalisation()
-        renderer = MeshRenderer(surface.moved(moved), self._light(), self.samples_per_side, self.smooth_shading)
+        surface = surface.moved(moved)
+        renderer = MeshRenderer(surface, self._light(), self.samples_per_side, self.smooth_shading)
         places, splits = self._places()
-        views = RenderedViews(renderer, self._cameras(places), [f"{name}#view_{i}" for i in range(len(places))])
+        cameras = self._cameras(places, surface.radius)
+        views = RenderedViews(renderer, cameras, [f"{name}#view_{i}" for i in range(len(places))])
         train = RenderedMeshDataset(views, splits["train"], [KNOWN] * self.num_views)
         val, test = (self._held_out(views, splits["train"], splits[split]) for split in ("val", "test"))
         notices = tuple(f"{shown(name)}: {notice}" if self.data_file is None else notice for notice in notices)
@@ -275,20 +280,22 @@ class RenderedMeshDatasetMapProvider(DatasetMapProviderBase):
         test = [self.num_views + i for i in range(n_held_out) if not is_val[i]]
         return self.distance * places, {"train": list(range(self.num_views)), "val": val, "test": test}
 
-    def _cameras(self, places: Float[np.ndarray, "N 3"]) -> Cameras:
-        """Square views from `places` that look at the origin, y up."""
+    def _cameras(self, places: Float[np.ndarray, "N 3"], radius: float) -> Cameras:
+        """Square views from `places` that look at the origin, y up; the mesh lies within `radius` of it."""
         forward = -places / np.linalg.norm(places, axis=1, keepdims=True)
         right = np.cross(forward, [0.0, 1.0, 0.0])
         right /= np.linalg.norm(right, axis=1, keepdims=True)
         R = np.stack([right, np.cross(forward, right), forward], axis=1)
         n, size = len(places), self.resolution
         focal = 0.5 * size / math.tan(math.radians(0.5 * self.field_of_view))
+        near_far = [max(self.distance - radius, _NEAREST * self.distance), self.distance + radius]
         return Cameras(
             R=torch.from_numpy(R).float(),
             T=torch.from_numpy(-(R @ places[..., None])[..., 0]).float(),
             focal=torch.full((n, 2), focal),
             principal_point=torch.full((n, 2), size / 2),
             image_size_hw=torch.full((n, 2), size),
+            bounds=torch.tensor([near_far]).expand(n, 2).clone(),
         )
 
 

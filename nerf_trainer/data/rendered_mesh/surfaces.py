@@ -32,6 +32,11 @@ class Surface:
     """The images."""
 
     @property
+    def radius(self) -> float:
+        """Distance from the origin to the farthest corner of a triangle."""
+        return float(np.linalg.norm(self.vertices[np.unique(self.faces)], axis=1).max())
+
+    @property
     def face_crosses(self) -> Float[np.ndarray, "F 3"]:
         """Normal of each triangle, twice its area long."""
         a, b, c = (self.vertices[self.faces[:, i]] for i in range(3))

@@ -72,6 +72,18 @@ def test_the_world_is_moved_and_said_to_be(box_file):
     assert depth.item() == pytest.approx(2.45)
 
 
+def test_bounds_hold_the_mesh_and_touch_its_ball(box_file):
+    """The box's corners are at (1, 0.5, 0.25): sqrt(1 + 1/4 + 1/16) from its centre."""
+    train = provider(data_file=str(box_file), view_layout=ViewLayout.SPHERE).get_dataset_map().train
+    radius = math.sqrt(1.3125)
+    torch.testing.assert_close(train.cameras().bounds, torch.tensor([[2.7 - radius, 2.7 + radius]]).expand(9, 2))
+    depths = torch.cat([train[i].depth_map.flatten() for i in range(9)])
+    seen = depths[depths > 0]
+    assert seen.min() > 2.7 - radius and seen.max() < 2.7 + radius
+    inside = provider(data_file=str(box_file), distance=1.1).get_dataset_map().train.cameras().bounds
+    torch.testing.assert_close(inside[0], torch.tensor([0.011, 1.1 + radius]))
+
+
 def test_depth_is_where_the_pixels_points_are():
     frame = provider(resolution=48).get_dataset_map().train[2]
     rows, columns = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
