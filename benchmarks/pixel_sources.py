@@ -13,14 +13,16 @@ Each source gives what a step of `n` rays needs, on the device: origins, directi
 - ray cache: every pixel's origin, direction and colour as float32 on the device, 36 bytes each, indexed at random; what
   trainers did that made all rays before the first step. Written here, to be compared with.
 
-A number is the median over `--repeats` of the pixels per second of `--steps` steps, host and device idle before and
-after; beside it are the lowest and the highest.
+A number is the median over `--repeats` of the pixels per second of `--steps` steps (fewer where these take longer than
+`--seconds`, but whole pools), the device idle before and after; beside it are the lowest and the highest. Nothing is
+trained between the steps: a loader that decodes in the background has no more time for it than the draws take.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,20 @@ N_WARMUP = 3
 
 Step = Callable[[], tuple[Tensor, Tensor, Tensor]]
 """One step's origins, directions and colours, (n 3) each."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where pixels come from."""
+
+    name: str
+    """What it is called in the table."""
+    n_bytes: int
+    """What it holds on the device."""
+    step: Step
+    """Draws and gathers once."""
+    whole: int = 1
+    """Steps are counted by so many: those that a pool serves."""
 
 
 def training_views(scene: str, downscale_factor: int) -> DatasetBase:
@@ -107,7 +123,7 @@ def from_image(frames: FrameData, n: int, generator: torch.Generator) -> tuple[T
     height, width = frames.image_rgb.shape[-2:]
     index = torch.randint(height * width, (n,), generator=generator, device=generator.device)
     xy = torch.stack([index % width, index // width], dim=-1) + 0.5
-    rgb = frames.image_rgb[0].flatten(start_dim=1).T[index]
+    rgb = frames.image_rgb[0].flatten(start_dim=1).index_select(1, index).T
     return (*frames.cameras.pixel_rays(xy, torch.zeros_like(index)), rgb)
 
 
@@ -123,7 +139,8 @@ def ray_cache(frames: FrameData, n: int, generator: torch.Generator) -> Step:
     cache = torch.cat(parts)
 
     def step() -> tuple[Tensor, Tensor, Tensor]:
-        chosen = cache[torch.randint(len(cache), (n,), generator=generator, device=cache.device)]
+        index = torch.randint(len(cache), (n,), generator=generator, device=cache.device)
+        chosen = cache.index_select(0, index)
         return chosen[:, :3], chosen[:, 3:6], chosen[:, 6:]
 
     return step
@@ -138,22 +155,26 @@ def batches(loader: FrameLoader, device: torch.device) -> Generator[FrameData, N
         epoch += 1
 
 
-def measure(step: Step, n_rays: int, n_steps: int, repeats: int, device: torch.device) -> dict[str, Any]:
+def measure(source: Source, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Pixels per second: the median over the repeats, the lowest and the highest."""
     rates = []
     for _ in range(N_WARMUP):
-        step()
-    for _ in range(repeats):
+        source.step()
+    for _ in range(options.repeats):
         _wait(device)
-        began = time.perf_counter()
-        for _ in range(n_steps):
-            step()
+        began, n_steps = time.perf_counter(), 0
+        while n_steps < options.steps and (n_steps == 0 or time.perf_counter() - began < options.seconds):
+            for _ in range(source.whole):
+                source.step()
+            n_steps += source.whole
         _wait(device)
-        rates.append(n_rays * n_steps / (time.perf_counter() - began))
+        rates.append(options.rays * n_steps / (time.perf_counter() - began))
     return {
+        "source": source.name,
         "pixels_per_s": round(statistics.median(rates)),
         "lowest": round(min(rates)),
         "highest": round(max(rates)),
+        "device_mb": round(source.n_bytes / 1e6, 2),
     }
 
 
@@ -162,31 +183,42 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def sources(train: DatasetBase, options: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, int, Step]]:
-    """Each source's name, its bytes on the device, and its steps."""
+def sources(train: DatasetBase, options: argparse.Namespace, device: torch.device) -> Iterator[Source]:
+    """Each source, which is closed when the next is asked for."""
     generator, n = torch.Generator(device).manual_seed(0), options.rays
     resident = next(batches(ResidentFrameLoader(train, 1), device))
-    yield "resident", 4 * train.n_pixels, lambda: from_store(resident, n, generator)
-    per_pool = max(1, len(train) // 2)
-    pools = batches(StreamingFrameLoader(train, options.steps_per_pool, per_pool, options.steps_per_pool), device)
+    yield Source("resident", 4 * train.n_pixels, lambda: from_store(resident, n, generator))
+    per_pool, steps_per_pool = max(1, len(train) // 2), options.steps_per_pool
+    pools = batches(StreamingFrameLoader(train, steps_per_pool, per_pool, steps_per_pool), device)
     in_two_pools = 4 * train.n_pixels * 2 * per_pool // len(train)
-    yield "streaming", in_two_pools, lambda: from_store(next(pools), n, generator)
+    yield Source("streaming", in_two_pools, lambda: from_store(next(pools), n, generator), steps_per_pool)
     pools.close()
     one_image = 16 * train.n_pixels // len(train)
     for n_workers in options.workers:
         images = batches(ShuffledFrameLoader(Undecoded(train), 1, 10**6, n_workers), device)
         name = f"decoding, {n_workers} threads ahead" if n_workers else "decoding, within the step"
-        yield name, one_image, lambda images=images: from_image(next(images), n, generator)
+        yield Source(name, one_image, lambda images=images: from_image(next(images), n, generator))
         images.close()
-    yield "ray cache", 36 * train.n_pixels, ray_cache(resident, n, generator)
+    yield Source("ray cache", 36 * train.n_pixels, ray_cache(resident, n, generator))
 
 
-def main() -> None:
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows for people."""
+    lines = [f"{'source':<28}{'Mpixels/s':>10}{'lowest':>9}{'highest':>9}{'MB on device':>14}"]
+    for row in rows:
+        rates = (row[key] / 1e6 for key in ("pixels_per_s", "lowest", "highest"))
+        middle, low, high = (f"{rate:.3f}" for rate in rates)
+        lines.append(f"{row['source']:<28}{middle:>10}{low:>9}{high:>9}{row['device_mb']:>14.2f}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scene", default="scene://quickstart", help="folder in Blender format")
     parser.add_argument("--downscale", type=int, default=1, help="average blocks of this many pixels squared")
     parser.add_argument("--rays", type=int, default=4096, help="pixels of a step")
     parser.add_argument("--steps", type=int, default=200, help="counted steps of each repeat")
+    parser.add_argument("--seconds", type=float, default=1.5, help="a repeat that takes longer has fewer steps")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps-per-pool", type=int, default=100)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 4], help="threads that decode ahead")
@@ -194,14 +226,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
     parser.add_argument("--name", default="pixel_sources", help="the record's name")
     parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     device = torch.device(options.device)
     train = training_views(options.scene, options.downscale)
     rows = []
-    for name, n_bytes, step in sources(train, options, device):
-        speed = measure(step, options.rays, options.steps, options.repeats, device)
-        rows.append({"source": name, **speed, "device_mb": round(n_bytes / 1e6, 2)})
-        print(rows[-1], flush=True)
+    for source in sources(train, options, device):
+        rows.append(measure(source, options, device))
+        print(f"measured: {source.name}", flush=True)
     record = {
         "benchmark": "pixel_sources",
         **passport(options.commit),
@@ -211,11 +242,13 @@ def main() -> None:
         "image_size_hw": train.image_sizes_hw[0].tolist(),
         "rays": options.rays,
         "steps": options.steps,
+        "seconds": options.seconds,
         "repeats": options.repeats,
         "steps_per_pool": options.steps_per_pool,
         "rows": rows,
     }
     print("written to", write(options.name, record, options.out))
+    print(table(rows))
 
 
 if __name__ == "__main__":
