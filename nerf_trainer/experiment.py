@@ -163,6 +163,8 @@ class Experiment(Configurable):
                 if self.training_loop.eval_only:
                     for notice in run_config.other_settings(folder, text):
                         display.note(notice)
+            if text is not None and run.checkpoint is not None:
+                self._check_world(folder, datasets, display)
             if text is not None and runtime.is_main and not self.training_loop.eval_only:
                 run_config.save(folder, text)
                 world_frame.save(folder, datasets.dataset_from_world)
@@ -184,11 +186,12 @@ class Experiment(Configurable):
     def _prepare(
         self, folder: Path, text: str | None, runtime: Runtime, display: Display, status: StatusFile
     ) -> tuple[TrainingRun, DatasetMap]:
-        """Model and data, the model, whose options are soon checked, first; continued where there is a checkpoint."""
+        """Data, of which nothing is decoded yet, and then the model, continued where there is a checkpoint."""
         store = CheckpointStore(folder, keep=self.training_loop.checkpoints_kept)
         seed_everything(self.seed)
-        model, checkpoint = self.model_factory(folder, store, self.training_loop.eval_only, runtime.is_main)
         datasets, loaders = self.data_source.get_datasets_and_dataloaders()
+        seed_everything(self.seed)  # a model's first weights depend on the seed alone, not on what reading data drew
+        model, checkpoint = self.model_factory(folder, store, self.training_loop.eval_only, runtime.is_main)
         train = None if self.training_loop.eval_only else loaders.train  # evaluation goes by what was learned
         names = train.contents.sequence_names if train is not None else ()
         model.learn_sequences(names)
@@ -210,6 +213,18 @@ class Experiment(Configurable):
             preview=self.training_loop.preview(folder, display.note) if runtime.is_main else None,
         )
         return run, datasets
+
+    def _check_world(self, folder: Path, datasets: DatasetMap, display: Display) -> None:
+        """Say or refuse that the data have moved under a model that was trained on them."""
+        if not world_frame.differs(folder, datasets.dataset_from_world):
+            return
+        found = (
+            f"{world_frame.FILE_NAME}: the data now lie in another world than the one the model was trained in (were"
+            " photographs added or taken away, or options changed?)"
+        )
+        if not self.training_loop.eval_only and self.on_conflict is not OnConflict.resume:
+            raise CheckpointError(f"{found}, expected the same; restore the data, or train anew in another exp_dir")
+        display.note(f"{found}: what it renders will not fit them")
 
     def _introduce(self, run: TrainingRun, datasets: DatasetMap) -> None:
         """The first line: device, precision, parameters, data, and where the run begins."""

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import replace
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -13,11 +14,14 @@ from nerf_trainer.config import Factory, build, schema
 from nerf_trainer.errors import CheckpointError, ConfigError, DataError
 from nerf_trainer.experiment import Experiment, _summarize
 from nerf_trainer.frames import FrameContents
+from nerf_trainer.geometry.similarity import Similarity
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.loop import ImplicitronTrainingLoop, LoopResult
 from nerf_trainer.training.model_factory import ImplicitronModelFactory, ModelFactoryBase
 from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory
-from nerf_trainer.training.runtime import Runtime, exclusive
+from nerf_trainer.training.progress import Display
+from nerf_trainer.training.run_config import OnConflict
+from nerf_trainer.training.runtime import Runtime, StatusFile, exclusive, seed_everything
 from tests.training import tiny_run
 
 LOOP = "training_loop_ImplicitronTrainingLoop_args"
@@ -223,6 +227,74 @@ def test_every_model_is_told_the_sequences_before_it_is_trained(tmp_path, monkey
     (resumed, weights), (evaluated, _) = Learner.told[2:]
     assert resumed == ("bear", "cup") and weights == tensors["grid.values"].tolist(), "after its weights were loaded"
     assert evaluated == (), "only what a checkpoint knows is evaluated"
+
+
+class Refuser(tiny_run.TinySource):
+    """Draws from the global generator, as a plug-in may, and then has no data."""
+
+    def get_datasets_and_dataloaders(self):
+        torch.rand(3)
+        if self.n_steps == 0:
+            raise DataError("poses_bounds.npy: row 0: expected bounds with 0 < near < far, found 4 and 4")
+        return super().get_datasets_and_dataloaders()
+
+
+def test_data_are_refused_before_a_model_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_run.TinyModel, "made", 0)
+    factory = ImplicitronModelFactory(model=Factory.of(tiny_run.TinyModel))
+    with pytest.raises(DataError, match="row 0: expected bounds"):
+        Experiment(exp_dir=str(tmp_path), data_source=Refuser(n_steps=0), model_factory=factory).run()
+    assert tiny_run.TinyModel.made == 0
+
+
+def test_first_weights_are_the_seeds_whatever_reading_the_data_draws(tmp_path):
+    weights = []
+    for source in (tiny_run.TinySource(), Refuser()):
+        experiment = Experiment(
+            exp_dir=str(tmp_path),
+            data_source=source,
+            model_factory=ImplicitronModelFactory(model=Factory.of(tiny_run.TinyModel)),
+        )
+        run, _ = experiment._prepare(tmp_path, None, Runtime(42), Display(False), StatusFile(None))
+        weights.append(run.model.grid.values.detach())
+    seed_everything(42)
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], tiny_run.TinyModel().grid.values)
+
+
+class Mover(tiny_run.TinySource):
+    """Its world is shifted by so much."""
+
+    shift: float = 0.0
+
+    def get_datasets_and_dataloaders(self):
+        datasets, loaders = super().get_datasets_and_dataloaders()
+        by = replace(Similarity.identity(), translation=torch.tensor([self.shift, 0.0, 0.0]).double())
+        return replace(datasets, dataset_from_world=by if self.shift else None), loaders
+
+
+def test_a_run_goes_on_in_its_own_world(tmp_path, capsys):
+    def again(shift, max_epochs, **options):
+        Experiment(
+            exp_dir=str(tmp_path),
+            data_source=Mover(shift=shift),
+            model_factory=ImplicitronModelFactory(model=Factory.of(tiny_run.TinyModel)),
+            training_loop=ImplicitronTrainingLoop(max_epochs=max_epochs, evaluator=tiny_run.TinyEvaluator()),
+            **options,
+        ).run(OmegaConf.create({"seed": 42}))
+        return capsys.readouterr().out
+
+    for shift in (0.25, 0.25 + 1e-7):
+        assert "another world" not in again(shift, 2)
+    kept = (tmp_path / "dataset_from_world.json").read_bytes()
+    for shift in (0.3, 0.0):
+        with pytest.raises(CheckpointError, match=r"dataset_from_world\.json: .* another world .*exp_dir") as caught:
+            again(shift, 3)
+        assert len(str(caught.value)) < 400
+    assert (tmp_path / "dataset_from_world.json").read_bytes() == kept
+    assert "note: dataset_from_world.json" in again(0.3, 3, eval_only=True)
+    assert (tmp_path / "dataset_from_world.json").read_bytes() == kept
+    assert "note: dataset_from_world.json" in again(0.3, 3, on_conflict=OnConflict.resume)
+    assert "another world" not in again(0.3, 4)
 
 
 class Talkative(tiny_run.TinySource):

@@ -19,6 +19,9 @@ from nerf_trainer.errors import DataError
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 """Formats that are read; others (among them those that Pillow hands to other programs) are refused."""
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+"""What the names of image files end in, in any case."""
+
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 MAX_MEGAPIXELS = 50.0

@@ -26,6 +26,7 @@ from nerf_trainer.data.files import (
     scene_folder,
     shown,
 )
+from nerf_trainer.data.images import SUFFIXES
 from nerf_trainer.data.photographs import Photograph, PhotographOptions, Scan, every_nth, require_at_least
 from nerf_trainer.data.poses import checked_rotation, skew_notices
 from nerf_trainer.data.splits import DatasetMap
@@ -37,8 +38,6 @@ POSES = "poses_bounds.npy"
 """The file of poses, in the scene's folder."""
 MAX_POSES_BYTES = 64 * 2**20
 """Largest file of poses that is read; a scene of 100,000 views has 14 MB."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-"""What the names of images end in, in any case; other files of their folder are passed over."""
 _N_COLUMNS = 17
 
 
@@ -46,7 +45,7 @@ _N_COLUMNS = 17
 class LlffDatasetMapProvider(PhotographOptions):
     """The splits of a scene in LLFF's format; val and test are the same views.
 
-    What is done to the world is `DatasetMap.dataset_from_world`, in the order of the options.
+    What is done to the world is `DatasetMap.dataset_from_world`.
     """
 
     base_dir: str
@@ -64,7 +63,7 @@ class LlffDatasetMapProvider(PhotographOptions):
     """Scale the world so that the nearest of all bounds is at 1 / bd_factor; null leaves the scale."""
     spherify: bool = False
     """For photographs from all round: the origin is what they look at, z points to the cameras' mean, and their root
-    mean square distance is 1."""
+    mean square distance is 1. Then `recenter` and `bd_factor` are left out: a whole ring of views has no mean pose."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,6 +130,8 @@ class LlffDatasetMapProvider(PhotographOptions):
 
     def _settled(self, views: Cameras) -> tuple[Cameras, Similarity]:
         """All views in the world that the options ask for, and what leads there from that of the file."""
+        if self.spherify:
+            return settled(views, WorldFrame.SPHERIFIED)
         by = Similarity.identity()
         if self.recenter:
             views, by = settled(views, WorldFrame.RECENTRED)
@@ -138,9 +139,6 @@ class LlffDatasetMapProvider(PhotographOptions):
             assert views.bounds is not None
             scaled = replace(Similarity.identity(), scale=1.0 / (self.bd_factor * views.bounds.min().item()))
             views, by = moved(views, scaled), scaled.after(by)
-        if self.spherify:
-            views, last = settled(views, WorldFrame.SPHERIFIED)
-            by = last.after(by)
         return views, by
 
     def _cameras(self, root: Path, scan: Scan, views: Cameras, rows: "PoseRows", factor: int) -> Cameras:

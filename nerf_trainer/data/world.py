@@ -69,7 +69,7 @@ def _recentred(cameras: Cameras) -> Similarity:
     """The inverse of the mean pose: its z is the mean of the cameras' back axes, its x = up x z, its y = z x x."""
     back = _direction(-cameras.forward_axes.mean(dim=0), "look all round", "from the front (all to one side)")
     right = torch.linalg.cross(cameras.up_axes.mean(dim=0), back)
-    right = _direction(right, "have no common up direction", "held the same way up")
+    right = _direction(right, "have no common direction to the right", "from the front, held the same way up")
     axes = torch.stack([right, torch.linalg.cross(back, right), back])
     return _around(cameras.centers.mean(dim=0), axes, 1.0)
 

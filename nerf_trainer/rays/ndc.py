@@ -74,7 +74,7 @@ class NDCRaySampler(PinholeRaySampler):
     down -z (LlffDatasetMapProvider with recenter and bd_factor), whatever lies far behind.
 
     Lengths go from 0 at the near plane to 1 at infinity. The projection is one for the scene, taken from the training
-    views and kept with the weights.
+    views (`learn_views`) and kept with the weights; without either, rays are NaN.
     """
 
     near_plane: float = 1.0
@@ -93,9 +93,7 @@ class NDCRaySampler(PinholeRaySampler):
                     f"{name}: true, expected false with NDCRaySampler: NDC bends cones out of shape, and is linear in"
                     " disparity by itself"
                 )
-        self._cotangents = torch.nn.Buffer(torch.zeros(2))
-        self._has_learned = False
-        self.register_load_state_dict_post_hook(_take_learned)
+        self._cotangents = torch.nn.Buffer(torch.full((2,), torch.nan))  # until views or a checkpoint say
 
     def learn_views(self, cameras: Cameras) -> None:
         """Take the projection from the training views, where no checkpoint brought it: the mean of their a.
@@ -106,10 +104,9 @@ class NDCRaySampler(PinholeRaySampler):
         """
         self._require_facing(cameras)
         self._require_in_sight(cameras)
-        if not self._has_learned:
+        if bool(self._cotangents.isnan().any()):
             wh = cameras.image_size_hw.flip(-1).to(cameras.focal)
             self._cotangents.copy_((2.0 * cameras.focal.double() / wh).mean(dim=0))
-            self._has_learned = True
 
     def notices(self, contents: FrameContents) -> tuple[str, ...]:
         compared = (
@@ -142,8 +139,6 @@ class NDCRaySampler(PinholeRaySampler):
         return super().grid(cameras, grid_hw, training, with_lengths)
 
     def _through(self, cameras: Cameras, camera_index: Int[Tensor, "*rays"], xy: Float[Tensor, "*rays 2"]) -> RayBundle:
-        if not self._has_learned:
-            raise ConfigError("raysampler_class_type: NDCRaySampler knows no views yet; expected learn_views before")
         rays = super()._through(cameras, camera_index, xy)
         origins, directions = ndc_rays(rays.origins, rays.directions, self._cotangents, self.near_plane)
         return replace(rays, origins=origins, directions=directions)
@@ -184,9 +179,3 @@ def _farthest_from_axis(cameras: Cameras) -> Float[Tensor, "B"]:
     index = torch.arange(len(cameras), device=cameras.device)[:, None].expand(-1, 4)
     _, directions = cameras.pixel_rays(xy, index)
     return directions[..., 2].amax(dim=1)
-
-
-def _take_learned(sampler: torch.nn.Module, _: object) -> None:
-    """After weights are loaded: whether a projection came with them."""
-    assert isinstance(sampler, NDCRaySampler)
-    sampler._has_learned = bool((sampler._cotangents > 0).all())

@@ -1,7 +1,8 @@
 """What was done to the world of a dataset's files, kept with the run: `dataset_from_world.json`.
 
-A run of a dataset that was recentred or rescaled lives in another world than the files. Exports undo that with what is
-kept here.
+A run of a dataset that was recentred or rescaled lives in another world than the files. `matrix` of the file takes what
+is in the one to the other; a run that is continued or evaluated is held against it, for with photographs added or taken
+away the cameras' mean moves, and with it the world.
 """
 
 import os
@@ -22,6 +23,8 @@ MEANING = (
 )
 _TOLERANCE = 1e-6
 """Largest difference, relative to the scale, of a rotation from one, and of the scale from the matrix's."""
+_SAME = 1e-4
+"""Worlds that differ by less, in units of the run, are one."""
 
 
 def save(folder: Path, dataset_from_world: Similarity | None) -> None:
@@ -63,6 +66,17 @@ def read(folder: Path) -> Similarity:
         return _similarity(read_json(path))
     except DataError as error:
         raise CheckpointError(str(error)) from error
+
+
+def differs(folder: Path, dataset_from_world: Similarity | None) -> bool:
+    """Whether the run's world is not the one that the dataset gives now.
+
+    Raises:
+        CheckpointError: as `read`.
+    """
+    now = Similarity.identity() if dataset_from_world is None else dataset_from_world
+    between = now.after(read(folder).inverse()).matrix()
+    return bool((between - torch.eye(4, dtype=torch.float64)).abs().max() > _SAME)
 
 
 def _similarity(content: JsonNode) -> Similarity:

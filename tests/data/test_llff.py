@@ -15,7 +15,7 @@ from nerf_trainer.data.splits import DatasetBase, DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
 from nerf_trainer.geometry.similarity import Similarity
 from tests.data.llff_scene import pose_row, write_llff
-from tests.known_scene import KnownView, check_views, facing, ring
+from tests.known_scene import KnownView, check_views, facing, look_at, ring
 
 ORIGINAL = {"downscale_factor": 1, "recenter": False, "bd_factor": None}
 
@@ -101,9 +101,16 @@ def test_recentred_and_scaled_as_nerf_has_it(scene: Path, views: list[KnownView]
 
 
 def test_spherified_cameras_have_distance_one(tmp_path: Path):
-    folder = write_llff(tmp_path / "scene", [KnownView(view.R, view.T) for view in ring(9)[:6]])
-    cameras = of(read(folder, downscale_factor=1, spherify=True, hold_out_every=0).train).cameras()
+    """A whole ring too, whose views have no mean pose to be recentred by."""
+    views = [KnownView(*look_at((3 * np.cos(a), 3 * np.sin(a), 1.0))) for a in np.arange(4) * np.pi / 2]
+    folder = write_llff(tmp_path / "scene", views)
+    datasets = read(folder, downscale_factor=1, spherify=True, hold_out_every=0)
+    cameras = of(datasets.train).cameras()
     assert cameras.centers.square().sum(dim=1).mean().item() == pytest.approx(1.0, rel=1e-5)
+    assert (cameras.up_axes[:, 2] > 0.5).all()
+    check_views(of(datasets.train), views, datasets.dataset_from_world)
+    with pytest.raises(DataError, match="no common direction to the right"):
+        read(folder, downscale_factor=1)
 
 
 def test_every_so_many_th_view_is_held_out(scene: Path, views: list[KnownView]):

@@ -149,9 +149,13 @@ def test_frames_that_there_are_not():
     upside_down = replace(
         opposite, R=torch.cat([opposite.R[:1], opposite.R[:1] * torch.tensor([[-1.0], [-1.0], [1.0]])])
     )
-    for frame in (WorldFrame.RECENTRED, WorldFrame.UPRIGHT):
-        with pytest.raises(DataError, match="world frame: found cameras that have no common up direction"):
-            settled(upside_down, frame)
+    for views, frame, what in (
+        (upside_down, WorldFrame.RECENTRED, "direction to the right .* from the front, held the same way up"),
+        (cameras_of(ring(24)), WorldFrame.RECENTRED, "direction to the right .* from the front, held the same way up"),
+        (upside_down, WorldFrame.UPRIGHT, "up direction"),
+    ):
+        with pytest.raises(DataError, match=f"world frame: found cameras that have no common {what}"):
+            settled(views, frame)
     one_place = cameras_of(ring(8))
     one_place = replace(one_place, T=torch.zeros_like(one_place.T))
     for frame in (WorldFrame.SPHERIFIED, WorldFrame.UPRIGHT):

@@ -8,11 +8,14 @@ import torch
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.trajectories import look_at
+from nerf_trainer.conditioning.feature_extractor import ResNetFeatureExtractor
+from nerf_trainer.conditioning.view_pooler import ViewPooler
 from nerf_trainer.config import Factory, registry
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.base import ImplicitFunctionBase
 from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
 from nerf_trainer.frames import FrameContents, FrameData, PixelStore
+from nerf_trainer.models.generic import GenericModel
 from nerf_trainer.models.overfit import OverfitModel
 from nerf_trainer.randomness import seed_streams
 from nerf_trainer.rays.ndc import NDCRaySampler, ndc_points, ndc_rays
@@ -138,10 +141,8 @@ def test_the_projection_is_kept_with_the_weights() -> None:
     first = learned()
     other = replace(facing_cameras(), focal=torch.full((5, 2), 50.0))
     resumed = NDCRaySampler(n_pts_per_ray_evaluation=9)
-    with pytest.raises(ConfigError, match="knows no views yet"):
-        resumed.draw(facing_cameras())
-    with pytest.raises(ConfigError, match="knows no views yet"):
-        resumed.grid(facing_cameras(), (2, 2))
+    for rays in (resumed.draw(facing_cameras()), resumed.grid(facing_cameras(), (2, 2))):
+        assert rays.directions[..., :2].isnan().all()  # nothing is known yet, and nothing renders
     resumed.load_state_dict(first.state_dict())
     torch.testing.assert_close(resumed.grid(other, (2, 2)).origins, first.grid(other, (2, 2)).origins)
     resumed.learn_views(other)  # as a resumed run does: what was learned first stays
@@ -229,6 +230,18 @@ def test_a_model_passes_on_its_views_and_keeps_them() -> None:
 def test_fields_in_camera_axes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"lie in NDC.*expected world units for positions of NeuralRadianceField"):
         small_model(xyz_ray_dir_in_camera_coords=True)
+
+
+def test_source_views_are_refused() -> None:
+    """They are looked at from samples in the world."""
+    extractor = ResNetFeatureExtractor(stages=(), add_images=True)
+    options: dict[str, Any] = {
+        "raysampler": NDCRaySampler(n_rays_per_image_sampled_from_mask=4),
+        "implicit_function": Factory.of(NeuralRadianceFieldImplicitFunction, **TINY),
+    }
+    GenericModel(**options)
+    with pytest.raises(ConfigError, match=r"lie in NDC.*expected world units for view_pooler_enabled: true"):
+        GenericModel(**options, image_feature_extractor=extractor, view_pooler=Factory.of(ViewPooler))
 
 
 def test_resident_pixels() -> None:

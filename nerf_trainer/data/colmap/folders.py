@@ -11,10 +11,8 @@ from pathlib import Path
 
 from nerf_trainer.data.colmap.reader import ModelFiles
 from nerf_trainer.data.files import resolve_inside, shown
+from nerf_trainer.data.images import SUFFIXES
 from nerf_trainer.errors import DataError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-"""What the names of photographs end in, in any case; other files are passed over."""
 
 PLACES = ("sparse", "colmap/sparse", ".")
 """Where a model is looked for, below the scene's folder, in this order."""
@@ -85,7 +83,7 @@ class ImageFolder:
     allow_external: bool
     """Files outside of `root` are accepted."""
     names: tuple[str, ...]
-    """The photographs' paths below the folder, in order."""
+    """The paths of the images below the folder, in order; other files are passed over."""
 
     @classmethod
     def of(cls, root: Path, relative: str, allow_external: bool) -> "ImageFolder | None":

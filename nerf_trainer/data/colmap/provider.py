@@ -68,8 +68,9 @@ class ColmapDatasetMapProvider(PhotographOptions):
     """Make the unit the distance from the origin within which 90 % of the points lie, where that is less than the
     farthest camera's: what was photographed from afar fills the range that encodings of positions are made for. With
     world=AS_IS nothing is scaled."""
-    near_margin: float = 0.75
-    """A view's nearest depth against that of its points (the 1st percentile)."""
+    near_margin: float = 0.9
+    """A view's nearest depth against that of its points (the 1st percentile). The more room there is before what was
+    photographed, the sooner a field explains a photograph by clouds in front of its camera."""
     far_margin: float = 1.5
     """A view's farthest depth against that of its points (the 99th percentile); backgrounds often have no points."""
 
@@ -103,9 +104,9 @@ class ColmapDatasetMapProvider(PhotographOptions):
         views, sized = _as_read(posed[kept], [model.images[i] for i in kept], model, scan.headers, factor)
         require_invertible(views, lambda i: scan.photographs[i].where)
         frames = self.dataset(scan, views, factor, self.masks)
-        learned, held_out = every_nth(len(model.images), self.hold_out_every)
-        of_train = [i for i, number in enumerate(scan.kept) if number in set(learned)]
-        of_test = [i for i, number in enumerate(scan.kept) if number in set(held_out)]
+        learned, held_out = (set(part) for part in every_nth(len(model.images), self.hold_out_every))
+        of_train = [i for i, number in enumerate(scan.kept) if number in learned]
+        of_test = [i for i, number in enumerate(scan.kept) if number in held_out]
         datasets = self.divided(name, frames, of_train, of_test, of_test)
         points = by.points(torch.from_numpy(model.points.positions)).float()
         return replace(
@@ -235,7 +236,7 @@ def _lenses(cameras: Sequence[ColmapCamera]) -> Lenses | None:
     """The lenses; None where no view is distorted."""
     if not any(camera.fisheye or any(camera.radial) or any(camera.tangential) for camera in cameras):
         return None
-    return Lenses(
+    return Lenses.of(
         radial=torch.tensor([camera.radial for camera in cameras], dtype=torch.float32),
         tangential=torch.tensor([camera.tangential for camera in cameras], dtype=torch.float32),
         fisheye=torch.tensor([camera.fisheye for camera in cameras]),
