@@ -187,38 +187,51 @@ DATASETS = [*FORMATS, "mesh", "co3d_cropped", "co3d_test", "sql"]
 @pytest.mark.parametrize("name", DATASETS)
 def test_what_is_known_without_pixels_is_true_of_them(datasets: dict[str, DatasetBase], name: str) -> None:
     dataset = datasets[name]
-    n, cameras, contents = len(dataset), dataset.cameras(), dataset.contents
+    n, contents = len(dataset), dataset.contents
     for known in (dataset.frame_sequences, dataset.frame_numbers, dataset.frame_types, dataset.image_paths):
         assert len(known) == n > 0
-    assert len(cameras) == n and torch.equal(cameras.image_size_hw, dataset.image_sizes_hw)
+    assert torch.equal(dataset.cameras().image_size_hw, dataset.image_sizes_hw)
     assert dataset.n_pixels == sum(height * width for height, width in dataset.image_sizes_hw.tolist())
     assert all(kind.endswith(("known", "unseen")) for kind in dataset.frame_types)
     assert contents.sequence_names == tuple(sorted(set(dataset.frame_sequences)))
-    times = dataset.frame_timestamps
-    assert times is None or len(times) == n
     held = {"fg_probability": False, "depth_map": False, "mask_crop": False}
     for i in range(n):
-        frame, rgba = dataset[i], dataset.rgba(i)
+        frame, rgba, valid = dataset[i], dataset.rgba(i), dataset.valid(i)
         height, width = dataset.image_sizes_hw[i].tolist()
         assert rgba.shape == (height, width, 4) and rgba.dtype == torch.uint8
         assert frame.image_rgb is not None and frame.image_rgb.shape == (1, 3, height, width)
         assert_close(frame.image_rgb[0].permute(1, 2, 0), rgba[..., :3].float() / 255, atol=0.5 / 255, rtol=0)
-        if frame.fg_probability is not None:
-            assert_close(frame.fg_probability[0, 0], rgba[..., 3].float() / 255, atol=0.5 / 255, rtol=0)
-        valid = dataset.valid(i)
-        if frame.mask_crop is not None:
-            assert valid is None or torch.equal(frame.mask_crop[0, 0] > 0, valid)
-        held["fg_probability"] |= frame.fg_probability is not None
-        held["depth_map"] |= frame.depth_map is not None
-        held["mask_crop"] |= frame.mask_crop is not None
-        assert frame.sequence_name == (dataset.frame_sequences[i],)
-        assert frame.frame_number == (dataset.frame_numbers[i],) and frame.frame_type == (dataset.frame_types[i],)
-        assert_close(frame.cameras.R, cameras.R[i : i + 1])
-        assert_close(frame.cameras.focal, cameras.focal[i : i + 1])
-        assert_close(frame.cameras.principal_point, cameras.principal_point[i : i + 1])
-    assert contents.fg_probability == held["fg_probability"]
-    assert contents.depth_map == held["depth_map"]
-    assert contents.mask_crop == held["mask_crop"]
+        alpha = torch.ones(height, width) if frame.fg_probability is None else frame.fg_probability[0, 0]
+        assert_close(alpha, rgba[..., 3].float() / 255, atol=0.5 / 255, rtol=0)
+        whole = torch.ones(height, width, dtype=torch.bool)
+        crop = whole if frame.mask_crop is None else frame.mask_crop[0, 0] > 0
+        assert torch.equal(crop, whole if valid is None else valid)
+        assert (frame.depth_map is None) == (frame.depth_mask is None)
+        for field in held:
+            held[field] |= vars(frame)[field] is not None
+    assert {field: vars(contents)[field] for field in held} == held
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_batch_of_all_frames_says_what_each_frame_says(datasets: dict[str, DatasetBase], name: str) -> None:
+    dataset = datasets[name]
+    batch, cameras = dataset.as_batch(), dataset.cameras()
+    assert len(batch) == len(dataset)
+    for i in range(len(dataset)):
+        frame, listed = dataset[i], batch[i : i + 1]
+        for field in ("sequence_name", "sequence_category", "frame_number", "frame_type", "image_path"):
+            assert vars(frame)[field] == vars(listed)[field], field
+        assert_same(frame.frame_timestamp, listed.frame_timestamp)
+        for field in ("R", "T", "focal", "principal_point", "bounds", "image_size_hw"):
+            assert_same(vars(frame.cameras)[field], vars(cameras[i])[field])
+            assert_same(vars(frame.cameras)[field], vars(listed.cameras)[field])
+        assert (frame.cameras.lenses is None) == (cameras.lenses is None)
+
+
+def assert_same(a: torch.Tensor | None, b: torch.Tensor | None) -> None:
+    assert (a is None) == (b is None)
+    if a is not None and b is not None:
+        assert_close(a, b)
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -236,11 +249,12 @@ def test_evaluation_batches_are_a_target_and_known_views_of_its_sequence(
 @pytest.mark.parametrize("name", DATASETS)
 def test_threads_see_what_one_sees(datasets: dict[str, DatasetBase], name: str) -> None:
     dataset = datasets[name]
-    alone = [dataset.rgba(i).numpy() for i in range(len(dataset))]
+    alone = [dataset[i] for i in range(len(dataset))]
     with ThreadPoolExecutor(4) as threads:
-        together = list(threads.map(lambda i: dataset.rgba(i).numpy(), 2 * list(range(len(dataset)))))
-    for i, pixels in enumerate(together):
-        np.testing.assert_array_equal(pixels, alone[i % len(dataset)])
+        together = list(threads.map(dataset.__getitem__, 2 * list(range(len(dataset)))))
+    for i, frame in enumerate(together):
+        assert_same(frame.image_rgb, alone[i % len(dataset)].image_rgb)
+        assert_same(frame.depth_map, alone[i % len(dataset)].depth_map)
 
 
 @pytest.mark.parametrize("name", ["blender", "multi_scene", "co3d_v1", "co3d_v2"])

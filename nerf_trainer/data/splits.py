@@ -111,6 +111,7 @@ class DatasetBase(ABC):
         return FrameData(
             cameras=self.cameras(),
             sequence_name=self.frame_sequences,
+            sequence_category=self.frame_categories or (),
             frame_number=self.frame_numbers,
             frame_type=self.frame_types,
             frame_timestamp=None if times is None else torch.tensor(times, dtype=torch.float32),
