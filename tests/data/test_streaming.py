@@ -67,6 +67,10 @@ def test_batches_depend_on_seed_rank_epoch_and_step_alone():
     for epoch, start in ((0, 3), (1, 0), (2, 9), (3, 10)):
         resumed = shown(loader_of(frames), [epoch], start)
         assert resumed == whole[epoch * N_STEPS + start : (epoch + 1) * N_STEPS]
+    of_second = shown(loader_of(frames, rank=1, world_size=2), epochs=range(2))
+    for epoch, start in ((0, 2), (1, 5)):  # in the middle of a pool, and at the first step of one
+        resumed = shown(loader_of(frames, rank=1, world_size=2), [epoch], start)
+        assert resumed == of_second[epoch * N_STEPS + start : (epoch + 1) * N_STEPS]
     used = loader_of(frames)
     shown(used, [0])
     assert shown(used, [2]) == whole[20:30] and shown(used, [1]) == whole[10:20]  # in any order
