@@ -178,8 +178,16 @@ def test_photographs_from_the_front(front_facing: Path, command: Command, capsys
     model, _ = SavedRun(front_facing).model()
     a = model.state_dict()["raysampler._cotangents"]
     torch.testing.assert_close(a, torch.tensor([2 * 60 / 48, 2 * 60 / 36]))
+    front_facing = front_facing.rename(front_facing.parent / "elsewhere")  # and goes on there
+    config: Any = OmegaConf.load(front_facing / "expconfig.yaml")
+    config.exp_dir = str(front_facing)
+    chosen(config, "training_loop").max_epochs = 3
+    build(Experiment, config).run(config)
+    assert "resumes from step 60" in capsys.readouterr().out
+    assert torch.equal(SavedRun(front_facing).model()[0].state_dict()["raysampler._cotangents"], a)
     assert command(f"exp_dir={front_facing}", "n_eval_cameras=8", "render_size=[18,24]") == 0
     said = capsys.readouterr().out
+    assert "at step 90 " in said
     assert "a path of type spiral, for its views all face one way; trajectory_type sets it" in said
     video = front_facing / "video" / "video_one_sequence_images_render.mp4"
     assert len(frames_of(video)) == 8

@@ -148,7 +148,7 @@ def trajectory(
         circle = torch.stack([angle.cos(), angle.sin()], dim=-1) @ ring.axes[:2]
         positions = ring.center + scale * ring.radius * circle
     else:
-        positions = _around_the_middle(cameras, target, up, kind, angle, scale)
+        positions, target = _around_the_middle(cameras, target, up, kind, angle, scale)
     R, T = look_at(positions, target, up)
     return _pinholes(cameras, R, T, size_hw)
 
@@ -208,14 +208,18 @@ def _level_circle(
 
 def _around_the_middle(
     cameras: Cameras, target: Tensor, up: Tensor, kind: TrajectoryType, angle: Tensor, scale: float
-) -> Float[Tensor, "n 3"]:
-    """Positions around the view nearest to the mean of all, at its distance from the target.
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "3"]]:
+    """Positions around the view nearest to the mean of all, at its distance from the target, and the target: a point
+    before that view where it stands on the target itself (all views in one place, looking all round).
 
     The curve's first two coordinates move sideways and up, as far as the photographs spread (at most half the way to
     the target); the third moves towards the target and away from it, a fifth as far.
     """
     centers = cameras.centers
-    middle = centers[(centers - centers.mean(dim=0)).norm(dim=-1).argmin()]
+    nearest = int((centers - centers.mean(dim=0)).norm(dim=-1).argmin())
+    middle = centers[nearest]
+    if bool((middle - target).norm() < 1e-5):
+        target = middle + 1e-3 * cameras.forward_axes[nearest]
     distance = (middle - target).norm()
     back = normalize(middle - target, dim=0)
     right = normalize(torch.linalg.cross(up, back), dim=0)
@@ -224,10 +228,10 @@ def _around_the_middle(
     reach = torch.minimum(spread, 0.5 * distance) if spread > 0 else 0.2 * distance
     offsets = (_curve(kind, angle) * scale * reach) @ axes
     if kind is TrajectoryType.spiral:
-        return middle + offsets
+        return middle + offsets, target
     moved = normalize(middle + offsets - target, dim=-1)
     depth = offsets @ back
-    return target + moved * (distance + depth)[:, None]
+    return target + moved * (distance + depth)[:, None], target
 
 
 def _curve(kind: TrajectoryType, t: Float[Tensor, "n"]) -> Float[Tensor, "n 3"]:

@@ -88,10 +88,19 @@ def test_another_size_keeps_the_field_of_view() -> None:
     assert path.image_size_hw.tolist() == [[64, 64]] * 4
 
 
-def test_few_views_still_have_a_path() -> None:
-    for n in (1, 2):
-        path = trajectory(orbit(6)[:n], 8)
-        assert path.centers.isfinite().all() and path.R.isfinite().all()
+def panorama(n: int = 8) -> Cameras:
+    """Views from one place, all round."""
+    like = orbit(n)
+    return replace(like, T=-(like.R @ torch.tensor([3.0, 1.0, 2.0])))
+
+
+@pytest.mark.parametrize("kind", list(TrajectoryType))
+def test_few_views_and_views_from_one_place_have_a_path(kind: TrajectoryType) -> None:
+    for cameras in (orbit(6)[:1], orbit(6)[:2], orbit(6)[[2, 2, 2]], panorama()):
+        path = trajectory(cameras, 8, kind)
+        assert path.centers.isfinite().all()
+        torch.testing.assert_close(path.R @ path.R.mT, torch.eye(3).expand(8, 3, 3), atol=1e-5, rtol=0)
+        assert len(trajectory(cameras, 1, kind)) == 1
 
 
 def facing(n: int = 9, bounds: tuple[float, float] | None = (2.0, 10.0)) -> Cameras:
