@@ -16,7 +16,7 @@ the map is carried on in proportion instead, (u', v') growing as t does.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
@@ -50,12 +50,13 @@ class Lenses:
     """p1, p2; zero for a fisheye."""
     fisheye: Bool[Tensor, "B"]
     """Whether the model is OPENCV_FISHEYE."""
-    reach: Float[Tensor, "B"] = field(default_factory=lambda: torch.empty(0))
-    """The largest r (of a fisheye: theta) up to which the formula rises; worked out where it is not given."""
+    reach: Float[Tensor, "B"]
+    """The largest r (of a fisheye: theta) up to which the formula rises (`of` works it out)."""
 
-    def __post_init__(self) -> None:
-        if len(self.reach) != len(self.radial):
-            object.__setattr__(self, "reach", _reach(self.radial, self.fisheye))
+    @classmethod
+    def of(cls, radial: Float[Tensor, "B 4"], tangential: Float[Tensor, "B 2"], fisheye: Bool[Tensor, "B"]) -> "Lenses":
+        """Lenses of these coefficients, which are as the fields say."""
+        return cls(radial, tangential, fisheye, _reach(radial, fisheye))
 
     def __len__(self) -> int:
         return self.radial.shape[0]

@@ -22,13 +22,14 @@ from nerf_trainer.config import registry
 from nerf_trainer.data.files import (
     LARGEST_NUMBER,
     JsonNode,
+    ScenePaths,
     read_json,
     resolve_inside,
     scene_folder,
     shown,
 )
 from nerf_trainer.data.photographs import Photograph, PhotographOptions, repeats, require_at_least
-from nerf_trainer.data.poses import camera_from_opengl, read_rigid_pose, skew_notices
+from nerf_trainer.data.poses import camera_from_opengl, read_rigid_poses, skew_notices
 from nerf_trainer.data.single_scene import SingleSceneDataset
 from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
@@ -94,17 +95,19 @@ class BlenderDatasetMapProvider(BlenderSceneOptions):
         scan = self.scan(shown(file), self._photographs(root, frames)[::step])
         kept = [frames[photograph.number] for photograph in scan.photographs]
         notices += scan.notices
-        poses, skews = zip(*(read_rigid_pose(frame.member("transform_matrix")) for frame in kept), strict=True)
-        notices += skew_notices(shown(file), list(skews))
-        R, T = camera_from_opengl(torch.stack(poses))
-        lenses = [_read_lens(content, header.size_hw) for header in scan.headers]
+        poses, skews = read_rigid_poses(kept, "transform_matrix")
+        notices += skew_notices(shown(file), skews)
+        R, T = camera_from_opengl(poses)
+        sizes = [header.size_hw for header in scan.headers]
+        of_size = {size_hw: _read_lens(content, size_hw) for size_hw in dict.fromkeys(sizes)}
+        lenses = [of_size[size_hw] for size_hw in sizes]
         factor = self.downscale_factor
         cameras = Cameras(
             R=R.float(),
             T=T.float(),
             focal=torch.tensor([lens.focal for lens in lenses]) / factor,
             principal_point=torch.tensor([lens.principal_point for lens in lenses]) / factor,
-            image_size_hw=torch.tensor([header.size_hw for header in scan.headers]) // factor,
+            image_size_hw=torch.tensor(sizes) // factor,
         )
         if int(cameras.image_size_hw.min()) == 0:
             raise ConfigError(f"downscale_factor: found {factor}, larger than the images of {shown(file)}; lower it")
@@ -113,12 +116,13 @@ class BlenderDatasetMapProvider(BlenderSceneOptions):
 
     def _photographs(self, root: Path, frames: Sequence[JsonNode]) -> list[Photograph]:
         """The frames of a file in its order."""
-        images, times = [self._image(root, frame) for frame in frames], _read_times(frames)
-        depths, depth_scale = self._depths(root, images)
+        paths, times = ScenePaths(root, self.allow_external), _read_times(frames)
+        images = [_image(paths, frame) for frame in frames]
+        depths, depth_scale = self._depths(paths, images)
         return [
             Photograph(
                 path=image,
-                where=frame.member("file_path").where,
+                where=f"{frame.where}.file_path",
                 number=number,
                 depth_path=depths.get(image),
                 depth_scale=depth_scale,
@@ -127,38 +131,37 @@ class BlenderDatasetMapProvider(BlenderSceneOptions):
             for number, (frame, image, time) in enumerate(zip(frames, images, times, strict=True))
         ]
 
-    def _image(self, root: Path, frame: JsonNode) -> Path:
-        """The image of a frame: the path as written, or with .png added when it has no suffix there."""
-        node = frame.member("file_path")
-        written = node.text()
-        path = resolve_inside(root, written, node.where, self.allow_external)
-        if not os.path.isfile(path):
-            with_suffix = resolve_inside(root, written + ".png", node.where, self.allow_external)
-            path = with_suffix if os.path.exists(with_suffix) or not os.path.exists(path) else path
-        return path
-
-    def _depths(self, root: Path, images: list[Path]) -> tuple[dict[Path, Path], float]:
+    def _depths(self, paths: ScenePaths, images: list[Path]) -> tuple[dict[Path, Path], float]:
         """The depth image of each image that has one, and the world units of their steps."""
-        if not self.load_depth:
+        meta = paths.root / "meta.json"
+        if not self.load_depth or not meta.is_file():
             return {}, 1.0
-        beside = {image: image.with_name(f"{image.stem}_depth.png") for image in images}
-        depths = {image: depth for image, depth in beside.items() if os.path.isfile(depth)}
-        meta = root / "meta.json"
-        if not depths or not meta.is_file():
-            return {}, 1.0
-        for depth in depths.values():
-            resolve_inside(root, str(depth.absolute()), shown(depth.name), self.allow_external)
-        return depths, read_json(meta).member("depth_scale").number("a positive number", low=0)
+        depths = {}
+        for image in images:
+            name = f"{image.stem}_depth.png"
+            depth = paths.find(os.path.join(os.path.dirname(image), name), shown(name), ())
+            if depth is not None and os.path.isfile(depth):
+                depths[image] = depth
+        return depths, read_json(meta).member("depth_scale").number("a positive number", low=0) if depths else 1.0
+
+
+def _image(paths: ScenePaths, frame: JsonNode) -> Path:
+    """The image of a frame: the path as written, or with .png added when it has no suffix there."""
+    node = frame.member("file_path")
+    written, where = node.text(), node.where
+    return paths.find(written, where, (".png",)) or paths.resolve(written + ".png", where)
 
 
 def _read_times(frames: Sequence[JsonNode]) -> list[float | None]:
     """The `time` of each frame of a file, None where the file has none."""
     timed = ["time" in frame for frame in frames]
-    if any(timed) and not all(timed):
+    if not any(timed):
+        return [None] * len(frames)
+    if not all(timed):
         without = frames[timed.index(False)]
         place = JsonNode(None, without.file, f"{without.path}.time")
         raise place.wrong("a number, as other frames of the file have", "nothing (the key is missing)")
-    return [frame.member("time").number("a finite number (a time)") if any(timed) else None for frame in frames]
+    return [frame.member("time").number("a finite number (a time)") for frame in frames]
 
 
 @dataclass(frozen=True)

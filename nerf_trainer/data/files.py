@@ -9,8 +9,9 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,90 @@ def resolve_inside(root: Path, relative: str, where: str, allow_external: bool =
             "move the file inside, or set allow_external=true if you trust the dataset"
         )
     return path
+
+
+@dataclass
+class ScenePaths:
+    """The files that a scene names, found inside its folder as `resolve_inside` finds them.
+
+    Each folder that is named is resolved and listed once, so that 100,000 frames do not cost a hundred thousand looks
+    at the disk: below a folder that is inside, what the listing does not call a link is inside too.
+    """
+
+    root: Path
+    """The scene's folder, which no file may leave."""
+    allow_external: bool = False
+    """Accept files outside of `root`."""
+    _folders: dict[str, "_Listing | None"] = field(default_factory=dict, repr=False)
+
+    def resolve(self, written: str, where: str) -> Path:
+        """As `resolve_inside`, of a path relative to `root` or absolute."""
+        folder, name = os.path.split(written)
+        listing = self._listing(folder)
+        if listing is None or listing.kinds.get(name, _Kind.LINK) is _Kind.LINK:
+            return resolve_inside(self.root, written, where, self.allow_external)
+        return listing.folder / name
+
+    def find(self, written: str, where: str, suffixes: Sequence[str]) -> Path | None:
+        """The first plain file of `written` and `written` with each suffix; else the first that is anything at all.
+
+        Raises:
+            DataError: what is found leaves `root`, or `written` can't be the path of a file.
+        """
+        folder, name = os.path.split(written)
+        listing = self._listing(folder)
+        if listing is None:
+            path = self.resolve(written, where)
+            return path if os.path.exists(path) else None
+        other = None
+        for suffix in ("", *suffixes):
+            kind = listing.kinds.get(name + suffix)
+            if kind is _Kind.FILE:
+                return listing.folder / (name + suffix)
+            if kind is not None:
+                path = self.resolve(written + suffix, where)
+                if os.path.isfile(path):
+                    return path
+                other = other or path
+        if other is None:
+            self.resolve(written, where)
+        return other
+
+    def _listing(self, folder: str) -> "_Listing | None":
+        """What is in a folder as the dataset writes it; None where that is outside, missing or no folder."""
+        if folder not in self._folders:
+            self._folders[folder] = self._listed(folder)
+        return self._folders[folder]
+
+    def _listed(self, folder: str) -> "_Listing | None":
+        try:
+            path = resolve_inside(self.root, folder, folder, self.allow_external)
+            with os.scandir(path) as entries:
+                return _Listing(path, {entry.name: _kind_of(entry) for entry in entries})
+        except (DataError, OSError):
+            return None
+
+
+class _Kind(Enum):
+    """What an entry of a folder is."""
+
+    FILE = "a plain file"
+    LINK = "a symbolic link"
+    OTHER = "a folder, a pipe, a device"
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """A folder, with symbolic links followed, and what is in it."""
+
+    folder: Path
+    kinds: dict[str, _Kind]
+
+
+def _kind_of(entry: "os.DirEntry[str]") -> _Kind:
+    if entry.is_symlink():
+        return _Kind.LINK
+    return _Kind.FILE if entry.is_file(follow_symlinks=False) else _Kind.OTHER
 
 
 def require_regular_file(path: Path, where: str) -> os.stat_result:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from nerf_trainer.cameras.cameras import Cameras
@@ -20,6 +21,8 @@ from nerf_trainer.errors import ConfigError, DataError
 
 MOST_BAD_FRAMES = 0.05
 """Largest part of a scene's frames that on_bad_frame=skip leaves out."""
+_AT_ONCE = 16
+"""Images that a thread looks at before it asks for more."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,9 @@ class PhotographOptions(DatasetMapProviderBase):
                 on_bad_frame=skip only where that is more than `MOST_BAD_FRAMES` of the frames.
         """
         check = self._decoded if self._leaves_out else self._header
+        runs = [photographs[i : i + _AT_ONCE] for i in range(0, len(photographs), _AT_ONCE)]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            found = list(threads.map(lambda photograph: _attempt(check, photograph), photographs))
+            found = list(chain.from_iterable(threads.map(lambda run: [_attempt(check, one) for one in run], runs)))
         problems = [result for result in found if isinstance(result, DataError)]
         if problems and not self._leaves_out:
             raise problems[0]

@@ -92,6 +92,7 @@ class SingleSceneDataset(DatasetBase):
         self._max_megapixels = max_megapixels
         self._cache_bytes = cache_bytes
         self._mask_role = mask_role
+        self._has_valid = mask_role is MaskRole.VALID and any(frame.mask_path for frame in frames)
         has_depth = any(frame.depth_path is not None for frame in frames)
         self._keep = (8 if has_depth else 4) * self.n_pixels <= cache_bytes
         self._kept: dict[int, UInt8[Tensor, "H W 4"]] = {}
@@ -135,7 +136,7 @@ class SingleSceneDataset(DatasetBase):
         return image
 
     def valid(self, index: int) -> Bool[Tensor, "H W"] | None:
-        if self._mask_role is not MaskRole.VALID or not any(frame.mask_path for frame in self._frames):
+        if not self._has_valid:
             return None
         frame, factor = self._frames[index], self._downscale_factor
         height, width = self._cameras.image_size_hw[index].tolist()
@@ -210,7 +211,7 @@ class SingleSceneDataset(DatasetBase):
         return FrameContents(
             fg_probability=any(self._has_foreground(frame) for frame in self._frames),
             depth_map=any(frame.depth_path is not None for frame in self._frames),
-            mask_crop=self._mask_role is MaskRole.VALID and any(frame.mask_path for frame in self._frames),
+            mask_crop=self._has_valid,
             sequence_names=tuple(sorted(self.sequence_names)),
         )
 
@@ -231,7 +232,7 @@ class SingleSceneDataset(DatasetBase):
 
     def subset(self, indices: Sequence[int], frame_type: str) -> "SingleSceneDataset":
         """Some of the frames, in the order given and of this type; what evaluation batches there were is dropped."""
-        frames = [replace(self._frames[i], frame_type=frame_type) for i in indices]
+        frames = [_of_type(self._frames[i], frame_type) for i in indices]
         return self._with(frames, self._cameras[list(indices)], None)
 
     def _with(
@@ -248,6 +249,10 @@ class SingleSceneDataset(DatasetBase):
         )
 
 
+def _of_type(frame: SceneFrame, frame_type: str) -> SceneFrame:
+    return frame if frame.frame_type == frame_type else replace(frame, frame_type=frame_type)
+
+
 def batches_with_known(numbers: Sequence[int], n_frames: int, n_known: int | None) -> list[list[int]]:
     """Evaluation batches: each target, and after it the first `n_known` of the known frames in an order of its own.
 
@@ -259,9 +264,11 @@ def batches_with_known(numbers: Sequence[int], n_frames: int, n_known: int | Non
             len(numbers) on.
         n_known: how many of them each target comes with; None for none.
     """
+    if not n_known:
+        return [[i] for i in range(len(numbers))]
     batches = []
     for i, number in enumerate(numbers):
         generator = torch.Generator().manual_seed(derive_seed(0, "known frames", number))
-        order = torch.randperm(n_frames, generator=generator)[: n_known or 0]
+        order = torch.randperm(n_frames, generator=generator)[:n_known]
         batches.append([i, *(order + len(numbers)).tolist()])
     return batches

@@ -115,7 +115,7 @@ def test_rays_keep_their_precision_under_autocast() -> None:
 
 def mixed_lenses(dtype: torch.dtype = torch.float64) -> Lenses:
     """A barrel with a tangential part, a fisheye, and one that distorts nothing."""
-    return Lenses(
+    return Lenses.of(
         radial=torch.tensor([[-0.2, 0.05, 0.0, 0.0], [0.05, -0.02, 0.004, 0.0], [0.0] * 4], dtype=dtype),
         tangential=torch.tensor([[2e-3, -1e-3], [0.0, 0.0], [0.0, 0.0]], dtype=dtype),
         fisheye=torch.tensor([False, True, False]),
@@ -124,7 +124,7 @@ def mixed_lenses(dtype: torch.dtype = torch.float64) -> Lenses:
 
 def test_project_through_a_lens_by_hand() -> None:
     """(0.5, -0.25) has r^2 = 0.3125: with k1 = -0.4 it is drawn in by 0.875, to x = 100 * 0.4375 + 32."""
-    barrel = Lenses(torch.tensor([[-0.4, 0.0, 0.0, 0.0]]), torch.zeros(1, 2), torch.tensor([False]))
+    barrel = Lenses.of(torch.tensor([[-0.4, 0.0, 0.0, 0.0]]), torch.zeros(1, 2), torch.tensor([False]))
     camera = one_camera(lenses=barrel)
     xy, depth = camera.project(torch.tensor([[[2.0, -1.0, 4.0]]]))
     torch.testing.assert_close(xy, torch.tensor([[[75.75, 13.0625]]]))
@@ -134,7 +134,7 @@ def test_project_through_a_lens_by_hand() -> None:
 
 def test_a_fisheyes_ray_comes_from_its_angle() -> None:
     """With 100 pixels a radian, 100 pi / 2 to the right of the middle looks along +x, twice that behind."""
-    lens = Lenses(torch.zeros(1, 4), torch.zeros(1, 2), torch.tensor([True]))
+    lens = Lenses.of(torch.zeros(1, 4), torch.zeros(1, 2), torch.tensor([True]))
     camera = one_camera(focal=torch.tensor([[100.0, 100.0]]), lenses=lens)
     xy = torch.tensor([[32.0 + 50 * math.pi, 24.0], [32.0, 24.0 - 75 * math.pi]])
     _, directions = camera.pixel_rays(xy, torch.tensor([0, 0]))
@@ -197,7 +197,7 @@ def test_pixel_extents_by_hand() -> None:
         one_camera(lenses=Lenses.pinholes(1)).pixel_extents(xy, index), expected, rtol=1e-3, atol=0
     )
     # (0.5, 0) is shown at 0.5 * (1 - 0.6 * 0.25) = 0.425; the slope along x is 1 - 3 * 0.6 * 0.25, across it 0.85.
-    barrel = Lenses(torch.tensor([[-0.6, 0.0, 0.0, 0.0]]), torch.zeros(1, 2), torch.tensor([False]))
+    barrel = Lenses.of(torch.tensor([[-0.6, 0.0, 0.0, 0.0]]), torch.zeros(1, 2), torch.tensor([False]))
     wide = one_camera(lenses=barrel).pixel_extents(torch.tensor([[74.5, 24.0]]), torch.tensor([0]))
     expected = torch.tensor([[0.01 / 0.55, 0.02 / 0.85]]) / 1.25**0.5
     torch.testing.assert_close(wide, expected, rtol=2e-3, atol=0)
@@ -205,7 +205,7 @@ def test_pixel_extents_by_hand() -> None:
 
 def test_a_fisheyes_pixel_extents_by_hand() -> None:
     """Pixels of an equidistant fisheye are all 1 / focal wide along the radius; across it sin t / t of that."""
-    lens = Lenses(torch.zeros(1, 4), torch.zeros(1, 2), torch.tensor([True]))
+    lens = Lenses.of(torch.zeros(1, 4), torch.zeros(1, 2), torch.tensor([True]))
     camera = one_camera(focal=torch.tensor([[100.0, 100.0]]), lenses=lens)
     xy = torch.tensor([[32.0 + 50 * math.pi, 24.0]])
     expected = torch.tensor([[0.01, 0.01 * 2 / math.pi]])

@@ -17,7 +17,7 @@ STRONG_FISHEYE = ([-0.06, 0.008, -0.004, 0.0005], [0.0, 0.0])
 
 
 def lens(radial, tangential=(0.0, 0.0), fisheye=False, dtype=torch.float64) -> Lenses:
-    return Lenses(
+    return Lenses.of(
         radial=torch.tensor([list(radial)], dtype=dtype),
         tangential=torch.tensor([list(tangential)], dtype=dtype),
         fisheye=torch.tensor([fisheye]),
@@ -118,7 +118,7 @@ def test_lenses_of_any_kind_are_inverted_almost_to_where_they_fold(fraction):
     """5000 lenses at random, most of them stranger than any that is sold, to 50 degrees (fisheyes 69)."""
     generator = torch.Generator().manual_seed(3)
     size = torch.tensor([0.3, 0.15, 0.05, 0.02], dtype=torch.float64)
-    views = Lenses(
+    views = Lenses.of(
         radial=size * torch.randn(5000, 4, generator=generator, dtype=torch.float64),
         tangential=torch.zeros(5000, 2, dtype=torch.float64),
         fisheye=torch.rand(5000, generator=generator) < 0.5,
@@ -198,5 +198,5 @@ def test_mixed_batches_are_each_lens_by_itself():
 def test_a_hundred_thousand_lenses_are_taken_stock_of_at_once():
     radial = torch.tensor([[-0.3, 0.0, 0.0, 0.0]]).repeat(100_000, 1)
     radial[:, 1] = torch.arange(100_000) % 7 * 1e-3
-    views = Lenses(radial=radial, tangential=torch.zeros(100_000, 2), fisheye=torch.zeros(100_000, dtype=torch.bool))
+    views = Lenses.of(radial=radial, tangential=torch.zeros(100_000, 2), fisheye=torch.zeros(100_000, dtype=torch.bool))
     np.testing.assert_allclose(views.reach[::7].numpy(), math.sqrt(1 / 0.9), rtol=1e-6)

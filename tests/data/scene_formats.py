@@ -40,6 +40,8 @@ class SceneFormat:
     """The image of frame i."""
     frame: Callable[[int], str]
     """What a message about frame i holds."""
+    pose: Callable[[int], str]
+    """What a message about the pose of frame i holds."""
     spoil_pose: Callable[[Path, int, np.random.Generator], None]
     """Makes the pose of frame i one that can't be."""
     bad_lenses: tuple[Callable[[Path], None], ...]
@@ -231,6 +233,7 @@ FORMATS = (
         provider=lambda folder: BlenderDatasetMapProvider(base_dir=str(folder), object_name="known"),
         image=lambda folder, i: folder / f"r_{i}.png",
         frame=lambda i: f"frames[{i}]",
+        pose=lambda i: f"frames[{i}].transform_matrix",
         spoil_pose=json_pose(BLENDER_FILE),
         bad_lenses=json_lenses(BLENDER_FILE),
         rename=json_name(BLENDER_FILE),
@@ -242,6 +245,7 @@ FORMATS = (
         provider=lambda folder: TransformsJsonDatasetMapProvider(base_dir=str(folder), hold_out_every=0),
         image=lambda folder, i: folder / f"r_{i}.png",
         frame=lambda i: f"frames[{i}]",
+        pose=lambda i: f"frames[{i}].transform_matrix",
         spoil_pose=json_pose(TRANSFORMS_FILE),
         bad_lenses=json_lenses(TRANSFORMS_FILE),
         rename=json_name(TRANSFORMS_FILE),
@@ -255,6 +259,7 @@ FORMATS = (
         ),
         image=lambda folder, i: folder / "images" / f"image{i:03d}.png",
         frame=lambda i: f"image{i:03d}",
+        pose=lambda i: f"row {i}",
         spoil_pose=spoil_llff_pose,
         bad_lenses=(
             *(llff_setting(14, value) for value in (0.0, -60.0, np.nan, np.inf, 1e300)),
@@ -267,6 +272,7 @@ FORMATS = (
         provider=lambda folder: ColmapDatasetMapProvider(base_dir=str(folder), hold_out_every=0),
         image=lambda folder, i: folder / "images" / f"view_{i:03d}.png",
         frame=lambda i: f"view_{i:03d}",
+        pose=lambda i: f"images.txt:{2 * i + 3}: ",
         spoil_pose=spoil_colmap_pose,
         bad_lenses=tuple(
             colmap_setting(word, value)

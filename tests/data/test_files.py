@@ -1,12 +1,13 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nerf_trainer.data import files
-from nerf_trainer.data.files import JsonNode, embedded_scene, read_json, resolve_inside, scene_folder, shown
+from nerf_trainer.data.files import JsonNode, ScenePaths, embedded_scene, read_json, resolve_inside, scene_folder, shown
 from nerf_trainer.errors import DataError
 
 
@@ -83,6 +84,85 @@ def test_external_files_can_be_allowed(tmp_path):
     os.symlink(tmp_path / "shared.png", root / "link.png")
     assert resolve_inside(root, "link.png", "here", allow_external=True) == (tmp_path / "shared.png").resolve()
     assert resolve_inside(root, "./a/r_0", "here") == (root / "a" / "r_0").resolve()
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A scene with files, folders and links of all kinds, and a secret outside."""
+    root = tmp_path / "scene"
+    (root / "images" / "taken").mkdir(parents=True)
+    for name in ("images/a.png", "images/b", "images/b.png", "images/taken.png"):
+        (root / name).write_text("x")
+    (tmp_path / "secret.png").write_text("no")
+    for link, target in (
+        ("images/out.png", tmp_path / "secret.png"),
+        ("images/in.png", root / "images/a.png"),
+        ("up", tmp_path),
+        ("again", root / "images"),
+        ("images/loop.png", root / "images/loop.png"),
+    ):
+        os.symlink(target, root / link)
+    return root
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("images/a.png", "./images//a.png", "images/in.png", "again/a.png", "images/../images/a.png", "images/none"),
+        *("none/a.png", "images", "images/", ".", "..", "images/taken", "../scene", "../scene/images/a.png", "~/a"),
+        *("images/out.png", "up/secret.png", "up/none.png", "../secret.png", "again/out.png", "images/loop.png"),
+        *("images/a\0.png", "\0/a.png", "images/\ud800", "/etc/passwd", "/", "", "x" * 300, "images/a.png/b"),
+    ],
+)
+def test_listed_folders_lead_where_each_path_by_itself_leads(many, written, external):
+    """By listings as by `resolve_inside`, which follows every link: the same path, or the same refusal."""
+
+    def outcome(resolve):
+        try:
+            return resolve()
+        except DataError as error:
+            return str(error)
+
+    paths = ScenePaths(many, external)
+    for text in (written, os.path.join(many, written)):
+        expected = outcome(lambda text=text: resolve_inside(many, text, "here", external))
+        assert outcome(lambda text=text: paths.resolve(text, "here")) == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("images/a", "images/a.png"),
+        ("images/b", "images/b"),
+        ("images/in", "images/a.png"),
+        ("images/taken", "images/taken.png"),
+        ("images/taken.png", "images/taken.png"),
+        ("again/a", "images/a.png"),
+        ("images/none", None),
+        ("none/a", None),
+        ("images/loop", "images/loop.png"),
+    ],
+)
+def test_suffixes_are_tried_in_turn(many, written, found):
+    path = ScenePaths(many).find(written, "here", (".jpg", ".png"))
+    assert path == (None if found is None else Path(os.path.realpath(many / found)))
+
+
+@pytest.mark.parametrize("written", ["images/out", "images/out.png", "up/secret", "../secret", "images/\0"])
+def test_suffixes_do_not_lead_outside(many, written):
+    with pytest.raises(DataError, match="here: found "):
+        ScenePaths(many).find(written, "here", (".png",))
+
+
+def test_a_folder_is_listed_once(many, monkeypatch):
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(os.fspath(folder)) or scandir(folder))
+    paths = ScenePaths(many)
+    for i in range(50):
+        paths.find("images/a", "here", (".png",))
+        paths.resolve(f"images/{'a' if i % 2 else 'b'}.png", "here")
+    assert listed == [str(many / "images")]
 
 
 def test_what_is_shown_fits_into_a_line():

@@ -20,7 +20,7 @@ def views(radial: list[list[float]], fisheye: bool = False, tangential: tuple[fl
         focal=torch.full((n, 2), 500.0),
         principal_point=torch.tensor([[320.0, 240.0]]).expand(n, 2),
         image_size_hw=torch.tensor([[480, 640]]).expand(n, 2),
-        lenses=Lenses(torch.tensor(radial), torch.tensor([tangential]).expand(n, 2), torch.full((n,), fisheye)),
+        lenses=Lenses.of(torch.tensor(radial), torch.tensor([tangential]).expand(n, 2), torch.full((n,), fisheye)),
     )
 
 

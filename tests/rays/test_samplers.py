@@ -215,7 +215,9 @@ def test_cone_radii_of_distorted_views() -> None:
     """Lenses that distort nothing leave the radii; a barrel's pixels are wider in the corners, where they see more."""
     plain = replace(orbit(1, focal=20.0, size=16), lenses=None)
     zero = replace(plain, lenses=Lenses.pinholes(1))
-    barrel = replace(plain, lenses=Lenses(torch.tensor([[-0.3, 0.0, 0.0, 0.0]]), torch.zeros(1, 2), torch.zeros(1) > 0))
+    barrel = replace(
+        plain, lenses=Lenses.of(torch.tensor([[-0.3, 0.0, 0.0, 0.0]]), torch.zeros(1, 2), torch.zeros(1) > 0)
+    )
     sampler = NearFarRaySampler(cast_ray_bundle_as_cone=True)
     expected, same, wider = (sampler.grid(cameras, (16, 16)).radii for cameras in (plain, zero, barrel))
     assert expected is not None and same is not None and wider is not None

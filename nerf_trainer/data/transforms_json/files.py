@@ -7,9 +7,10 @@ copies lie in a folder beside theirs, as nerfstudio makes them: images_2/a.jpg i
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from nerf_trainer.data.files import JsonNode, resolve_inside, shown
+from nerf_trainer.data.files import JsonNode, ScenePaths, shown
 from nerf_trainer.data.photographs import Photograph
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".PNG", ".JPG", ".JPEG")
@@ -63,16 +64,15 @@ class NamedFiles:
 class FrameFiles:
     """Finds the files of the frames of one JSON file."""
 
-    root: Path
-    """The scene's folder, which no file may leave."""
+    paths: ScenePaths
+    """Where the scene's files are, which none may leave."""
     folder: Path
     """The folder of the JSON file."""
-    allow_external: bool
-    """Accept files outside of `root`."""
 
     def missing_shrunk(self, frames: Sequence[NamedFiles], factor: int) -> list[str]:
         """The folders of shrunk copies that would be needed and are not there; empty where all can be read shrunk."""
-        needed = {str(PurePosixPath(_shrunk(path, factor)).parent) for frame in frames for path in frame.all}
+        folders = {path.rpartition("/")[0] for frame in frames for path in frame.all}
+        needed = {_shrunk_folder(folder, factor) for folder in folders}
         return sorted(folder for folder in needed if not os.path.isdir(self.folder / folder))
 
     def photograph(self, named: NamedFiles, shrunk_by: int) -> Photograph:
@@ -81,10 +81,10 @@ class FrameFiles:
         Raises:
             DataError: a path leaves the scene's folder.
         """
-        node = named.frame.member("file_path")
+        where = f"{named.frame.where}.file_path"
         return Photograph(
-            path=self._image(_shrunk(named.image, shrunk_by), node.where),
-            where=node.where,
+            path=self._image(_shrunk(named.image, shrunk_by), where),
+            where=where,
             number=named.number,
             mask_path=self._other(named, "mask_path", named.mask, shrunk_by),
             depth_path=self._other(named, "depth", named.depth, shrunk_by),
@@ -95,25 +95,17 @@ class FrameFiles:
     def _other(self, named: NamedFiles, key: str, written: str | None, shrunk_by: int) -> Path | None:
         if written is None:
             return None
-        return self._inside(_shrunk(written, shrunk_by), f"{named.frame.where}.{key}")
+        return self.paths.resolve(os.path.join(self.folder, _shrunk(written, shrunk_by)), f"{named.frame.where}.{key}")
 
     def _image(self, written: str, where: str) -> Path:
-        path = self._inside(written, where)
-        if os.path.isfile(path) or not os.path.isdir(path.parent):
-            return path
-        for suffix in SUFFIXES:
-            if os.path.isfile(f"{path}{suffix}"):
-                return self._inside(written + suffix, where)
-        return path
-
-    def _inside(self, written: str, where: str) -> Path:
-        return resolve_inside(self.root, str(self.folder / written), where, self.allow_external)
+        written = os.path.join(self.folder, written)
+        return self.paths.find(written, where, SUFFIXES) or self.paths.resolve(written, where)
 
 
 def dynamic_mask_notices(photographs: Sequence[Photograph]) -> list[str]:
     """A notice of instant-ngp's masks of what moves, which lie beside the images and are not read."""
-    folders = sorted({photograph.path.parent for photograph in photographs})
-    found = [path for folder in folders if folder.is_dir() for path in folder.glob("dynamic_mask_*.png")]
+    folders = sorted({os.path.dirname(photograph.path) for photograph in photographs})
+    found = [path for folder in folders if os.path.isdir(folder) for path in Path(folder).glob("dynamic_mask_*.png")]
     if not found:
         return []
     return [
@@ -131,6 +123,11 @@ def _shrunk(written: str, factor: int) -> str:
     """The path of the copy that is `factor` times smaller: the outermost folder gets _N after its name."""
     if factor == 1:
         return written
-    path = PurePosixPath(written)
-    outermost, rest = (path.parts[0], path.parts[1:]) if len(path.parts) > 1 else ("images", path.parts)
+    folder, _, name = written.rpartition("/")
+    return f"{_shrunk_folder(folder, factor)}/{name}"
+
+
+@lru_cache(maxsize=1024)
+def _shrunk_folder(folder: str, factor: int) -> str:
+    outermost, *rest = PurePosixPath(folder).parts or ("images",)
     return str(PurePosixPath(f"{outermost}_{factor}", *rest))

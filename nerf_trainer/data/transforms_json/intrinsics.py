@@ -35,10 +35,10 @@ _FOREIGN = ("ftheta_p0", "latlong", "equirectangular", "distortion_params")
 """Keys of lens models that are not among these."""
 _MOVING = ("rolling_shutter", "transform_matrix_start", "transform_matrix_end")
 """Keys of cameras that move while they take a picture."""
-_KEYS = (
+_KEYS = {
     *("x_fov", "fl_x", "camera_angle_x", "y_fov", "fl_y", "camera_angle_y", "cx", "cy", "w", "h"),
     *("camera_model", "is_fisheye", *_ALL, *_FOREIGN, *_MOVING),
-)
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def lenses_of(views: Sequence[Intrinsics]) -> Lenses | None:
     """The lenses of views; None where none distorts."""
     if all(view.is_pinhole for view in views):
         return None
-    return Lenses(
+    return Lenses.of(
         radial=torch.tensor([view.radial for view in views]),
         tangential=torch.tensor([view.tangential for view in views]),
         fisheye=torch.tensor([view.fisheye for view in views]),
@@ -94,7 +94,7 @@ class IntrinsicsReader:
                 model that is not read.
         """
         members: dict[str, Any] = frame.value
-        own = tuple((key, repr(members[key])) for key in _KEYS if key in members)
+        own = tuple((key, repr(value)) for key, value in members.items() if key in _KEYS)
         if (own, size_hw) not in self._read:
             self._read[own, size_hw] = _OneView(self.content, frame).intrinsics(size_hw)
         return self._read[own, size_hw]

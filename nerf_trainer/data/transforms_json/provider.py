@@ -16,7 +16,7 @@ other lens models) are refused.
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import registry
-from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode, read_json, resolve_inside, scene_folder, shown
+from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode, ScenePaths, read_json, resolve_inside, scene_folder, shown
 from nerf_trainer.data.images import ImageHeader
 from nerf_trainer.data.lens_checks import require_invertible
 from nerf_trainer.data.photographs import Photograph, PhotographOptions, Scan, every_nth, require_at_least
@@ -95,7 +95,8 @@ class TransformsJsonDatasetMapProvider(PhotographOptions):
         applied = _common(files)
         posed, by = settled(Cameras.cat([file.posed for file in files]), self.world)
         named = [self._named(file, applied.scale * by.scale, by.scale) for file in files]
-        finders = [FrameFiles(root, file.content.file.parent, self.allow_external) for file in files]
+        paths = ScenePaths(root, self.allow_external)
+        finders = [FrameFiles(paths, file.content.file.parent) for file in files]
         shrunk_by = self._shrunk_by(finders, named, notices)
         photographs = [
             finder.photograph(frame, shrunk_by)
@@ -312,11 +313,11 @@ def _listed_splits(content: JsonNode, frames: list[NamedFiles], written: list[st
     """The frames that the lists of file names give to each split; without a list, train has those of no other."""
     places: dict[str, list[int]] = {}
     for place, frame in enumerate(frames):
-        places.setdefault(str(PurePosixPath(frame.image)), []).append(place)
+        places.setdefault(_collapsed(frame.image), []).append(place)
     splits: dict[str, list[int]] = {split: [] for split in SPLITS}
     for split in written:
         for entry in content.member(f"{split}_filenames").elements():
-            path = str(PurePosixPath(entry.text().replace("\\", "/")))
+            path = _collapsed(entry.text().replace("\\", "/"))
             if path not in places:
                 raise entry.wrong("the file_path of a frame")
             splits[split] += places[path]
@@ -324,6 +325,12 @@ def _listed_splits(content: JsonNode, frames: list[NamedFiles], written: list[st
         held_out = {*splits["val"], *splits["test"]}
         splits["train"] = [i for i in range(len(frames)) if i not in held_out]
     return splits
+
+
+def _collapsed(path: str) -> str:
+    """A path without what says nothing: ./ and doubled slashes."""
+    plain = "/".join(part for part in path.split("/") if part not in ("", "."))
+    return f"/{plain}" if path.startswith("/") else plain
 
 
 def _refuse_other_axes(content: JsonNode) -> None:

@@ -14,7 +14,8 @@ from nerf_trainer.geometry.similarity import Similarity
 NGP_SCALE = 0.33
 """instant-ngp's `scale` where the file has none."""
 NGP_NEAR = 0.1
-"""Where instant-ngp's training rays begin, in units of its unit cube."""
+"""How much before a camera instant-ngp's training keeps empty, in units of its unit cube: density nearer than
+`near_distance` is pushed down (testbed.h and compute_loss_kernel_train_nerf)."""
 LARGEST_AABB_SCALE = 128
 """The largest `aabb_scale` that instant-ngp takes."""
 _BOX_KEYS = ("aabb_scale", "scale", "offset", "aabb")
