@@ -30,7 +30,7 @@ class SceneBatchLoader(DecodingLoader):
         num_workers: threads that decode ahead; 0 decodes when a batch is asked for.
         images_per_seq: how many frames a sequence may have in a batch; each batch draws one of them.
         keep_on_device: decode all frames once and keep them on the device, four bytes a pixel (five with masks of what
-            counts), and as many more for depth: a batch is then put together there, without a copy from the host.
+            counts), and five more for depth: a batch is then put together there, without a copy from the host.
         segments: take frames that follow each other; None takes any.
 
     Raises:
@@ -94,7 +94,8 @@ class KeptFrames:
             valid = list(threads.map(dataset.valid, range(len(dataset))))
         self._rgba: UInt8[Tensor, "N 4 H W"] = images.permute(0, 3, 1, 2).contiguous().to(device)
         self._valid = _valid_maps(valid, dataset).to(device) if any(mask is not None for mask in valid) else None
-        self._depth = _depth_maps(dataset).to(device) if dataset.contents.depth_map else None
+        depths = _depth_maps(dataset) if dataset.contents.depth_map else None
+        self._depth, self._trusted = (None, None) if depths is None else (depths[0].to(device), depths[1].to(device))
 
     @staticmethod
     def check(dataset: DatasetBase) -> None:
@@ -113,14 +114,13 @@ class KeptFrames:
         index = torch.tensor(indices, pin_memory=device.type == "cuda").to(device, non_blocking=True)
         pixels = self._rgba[index].float() / 255
         times = all_frames.frame_timestamp
-        depth = None if self._depth is None else self._depth[index]
         return FrameData(
             cameras=all_frames.cameras.select(index, list(indices)),
             image_rgb=pixels[:, :3],
             fg_probability=pixels[:, 3:] if self._has_alpha else None,
             mask_crop=None if self._valid is None else self._valid[index].float(),
-            depth_map=depth,
-            depth_mask=None if depth is None else (depth > 0).float(),
+            depth_map=None if self._depth is None else self._depth[index],
+            depth_mask=None if self._trusted is None else self._trusted[index].float(),
             sequence_name=tuple(all_frames.sequence_name[i] for i in indices),
             frame_number=tuple(all_frames.frame_number[i] for i in indices),
             frame_type=tuple(all_frames.frame_type[i] for i in indices),
@@ -136,8 +136,13 @@ def _valid_maps(valid: Sequence[Bool[Tensor, "H W"] | None], dataset: DatasetBas
     return torch.stack([every if mask is None else mask for mask in valid])[:, None]
 
 
-def _depth_maps(dataset: DatasetBase) -> Float[Tensor, "N 1 H W"]:
-    """The depth of all frames, 0 where a frame has none."""
+def _depth_maps(dataset: DatasetBase) -> tuple[Float[Tensor, "N 1 H W"], Bool[Tensor, "N 1 H W"]]:
+    """The depth of all frames, 0 where a frame has none, and where it can be trusted: where it is known if not told."""
     height, width = dataset.image_sizes_hw[0].tolist()
-    maps = (dataset[i].depth_map for i in range(len(dataset)))
-    return torch.cat([torch.zeros(1, 1, height, width) if depth is None else depth for depth in maps])
+    maps, trusted = [], []
+    for i in range(len(dataset)):
+        frame = dataset[i]
+        depth = torch.zeros(1, 1, height, width) if frame.depth_map is None else frame.depth_map
+        maps.append(depth)
+        trusted.append(depth > 0 if frame.depth_mask is None else frame.depth_mask > 0)
+    return torch.cat(maps), torch.cat(trusted)

@@ -7,9 +7,8 @@ missing or null. The functions here make annotations out of JSON with care and k
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from sys import intern
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nerf_trainer.data.co3d.viewpoints import INTRINSICS_FORMATS, NDC_NORM_IMAGE_BOUNDS
 from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode
@@ -22,8 +21,7 @@ Vector3 = tuple[float, float, float]
 _Annotation = TypeVar("_Annotation")
 
 
-@dataclass(frozen=True, slots=True)
-class ImageAnnotation:
+class ImageAnnotation(NamedTuple):
     """The image of a frame."""
 
     path: str
@@ -32,8 +30,7 @@ class ImageAnnotation:
     """Height and width in pixels."""
 
 
-@dataclass(frozen=True, slots=True)
-class DepthAnnotation:
+class DepthAnnotation(NamedTuple):
     """The depth map of a frame."""
 
     path: str
@@ -44,8 +41,7 @@ class DepthAnnotation:
     """A PNG, not 0 where the depth agrees with other views and may be evaluated."""
 
 
-@dataclass(frozen=True, slots=True)
-class MaskAnnotation:
+class MaskAnnotation(NamedTuple):
     """The foreground mask of a frame."""
 
     path: str
@@ -56,8 +52,7 @@ class MaskAnnotation:
     """Left, top, width and height of the foreground, in pixels of the image."""
 
 
-@dataclass(frozen=True, slots=True)
-class ViewpointAnnotation:
+class ViewpointAnnotation(NamedTuple):
     """The camera of a frame in PyTorch3D's axes: row vectors, X_camera = X_world R + T, x left, y up, z forward."""
 
     R: tuple[Vector3, Vector3, Vector3]
@@ -72,8 +67,7 @@ class ViewpointAnnotation:
     """`ndc_norm_image_bounds`: the image spans [-1, 1] both ways (CO3D v1); `ndc_isotropic`: its shorter side (v2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class FrameAnnotation:
+class FrameAnnotation(NamedTuple):
     """One frame of a sequence."""
 
     sequence_name: str
@@ -90,12 +84,11 @@ class FrameAnnotation:
     """Its mask, where it has one."""
     viewpoint: ViewpointAnnotation | None = None
     """Its camera, where it was found."""
-    meta: Mapping[str, Any] | None = field(default=None, hash=False)
+    meta: Mapping[str, Any] | None = None
     """Whatever else the dataset's makers wrote; not looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class PointCloudAnnotation:
+class PointCloudAnnotation(NamedTuple):
     """The point cloud of a sequence."""
 
     path: str
@@ -106,8 +99,7 @@ class PointCloudAnnotation:
     """How many points it has."""
 
 
-@dataclass(frozen=True, slots=True)
-class VideoAnnotation:
+class VideoAnnotation(NamedTuple):
     """The video that a sequence was taken from."""
 
     path: str
@@ -116,8 +108,7 @@ class VideoAnnotation:
     """Its length in seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceAnnotation:
+class SequenceAnnotation(NamedTuple):
     """One sequence: an object, filmed once."""
 
     sequence_name: str

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from nerf_trainer.data.co3d.annotations import (
     VideoAnnotation,
     ViewpointAnnotation,
 )
+from nerf_trainer.data.co3d.columns import fill, in_rows
 from nerf_trainer.data.co3d.index_files import no_collection
 from nerf_trainer.data.co3d.viewpoints import INTRINSICS_FORMATS
 from nerf_trainer.data.files import LARGEST_NUMBER, require_regular_file, shown
@@ -54,10 +55,15 @@ _FRAME_COLUMNS = (
     *("_viewpoint_R", "_viewpoint_T", "_viewpoint_focal_length", "_viewpoint_principal_point"),
     "_viewpoint_intrinsics_format",
 )
+_CAMERA_COLUMNS = (
+    *(("_viewpoint_R", 9), ("_viewpoint_T", 3), ("_viewpoint_focal_length", 2), ("_viewpoint_principal_point", 2)),
+)
+_DEPTH_COLUMNS = ("_depth_path", "_depth_scale_adjustment", "_depth_mask_path")
 _SEQUENCE_COLUMNS = (
     *("sequence_name", "category", "_video_path", "_video_length"),
     *("_point_cloud_path", "_point_cloud_quality_score", "_point_cloud_n_points", "viewpoint_quality_score"),
 )
+_TEXT_OR_NONE = {str, type(None)}
 _LIST_COLUMNS = ("sequence_name", "frame_number", "image_path", "subset")
 
 
@@ -236,7 +242,8 @@ class Database:
         """What a query finds. An error is the clause's if there is one, or else the file's."""
         try:
             with self._engine.connect() as connection:
-                return [tuple(row) for row in connection.execute(query)]
+                cursor = connection.execute(query).cursor
+                return [] if cursor is None else list(cursor.fetchall())  # plain tuples, of which there may be 100,000
         except (self._sa.exc.DBAPIError, UnicodeDecodeError) as error:
             said = shown(str(error).partition("\n")[0])[:120]
             if clause is not None:
@@ -250,54 +257,49 @@ class Database:
             ) from error
 
     def _frames(self, rows: Sequence[Sequence[Any]]) -> list[FrameAnnotation]:
-        columns = dict(zip(_FRAME_COLUMNS, zip(*rows, strict=True), strict=True)) if rows else {}
-        sizes = self._numbers(rows, columns, "_image_size", "<i4", 2)
-        boxes = self._numbers(rows, columns, "_mask_bounding_box_xywh", "<f4", 4)
-        R = self._numbers(rows, columns, "_viewpoint_R", "<f4", 9)
-        T = self._numbers(rows, columns, "_viewpoint_T", "<f4", 3)
-        focal = self._numbers(rows, columns, "_viewpoint_focal_length", "<f4", 2)
-        center = self._numbers(rows, columns, "_viewpoint_principal_point", "<f4", 2)
-        frames = []
-        for i, row in enumerate(rows):
-            name, number, time, image, _, depth, scale, depth_mask, mask, mass, *_, intrinsics = row
-            size, r, t, f, c = sizes[i], R[i], T[i], focal[i], center[i]
-            if not _plainly_right(row, size):
+        if not rows:
+            return []
+        columns: dict[str, Sequence[Any]] = dict(zip(_FRAME_COLUMNS, zip(*rows, strict=True), strict=True))
+        sizes = self._numbers(rows, columns["_image_size"], "_image_size", "<i4", 2)
+        boxes = self._numbers(rows, columns["_mask_bounding_box_xywh"], "_mask_bounding_box_xywh", "<f4", 4)
+        cameras = [self._numbers(rows, columns[name], name, "<f4", n) for name, n in _CAMERA_COLUMNS]
+        if not _plainly_right(columns, sizes):
+            for row, size in zip(rows, sizes, strict=True):
                 self._check_frame(row, size)
-            seen = None
-            if r is not None and t is not None and f is not None and c is not None:
-                rotation = (tuple(r[:3]), tuple(r[3:6]), tuple(r[6:]))
-                seen = ViewpointAnnotation(rotation, tuple(t), tuple(f), tuple(c), intrinsics or INTRINSICS_FORMATS[0])
-            box = boxes[i]
-            frames.append(
-                FrameAnnotation(
-                    sequence_name=name,
-                    frame_number=number,
-                    frame_timestamp=time,
-                    image=ImageAnnotation(image, tuple(size)),
-                    depth=None if depth is None else DepthAnnotation(depth, scale, depth_mask),
-                    mask=None if mask is None else MaskAnnotation(mask, mass, None if box is None else tuple(box)),
-                    viewpoint=seen,
-                )
-            )
-        return frames
+        default, known = INTRINSICS_FORMATS[0], dict(zip(INTRINSICS_FORMATS, INTRINSICS_FORMATS, strict=True))
+        formats = [known.get(name, default) for name in columns["_viewpoint_intrinsics_format"]]
+        views = [
+            None if R is None or T is None or focal is None or center is None else ViewpointAnnotation(*view)
+            for view in zip(*cameras, formats, strict=True)
+            for R, T, focal, center, _ in (view,)
+        ]
+        depths = [
+            None if path is None else DepthAnnotation(path, scale, mask)
+            for path, scale, mask in zip(*(columns[name] for name in _DEPTH_COLUMNS), strict=True)
+        ]
+        masks = [
+            None if path is None else MaskAnnotation(path, mass, box)
+            for path, mass, box in zip(columns["_mask_path"], columns["_mask_mass"], boxes, strict=True)
+        ]
+        keys = (columns[name] for name in ("sequence_name", "frame_number", "frame_timestamp"))
+        images = map(ImageAnnotation, columns["_image_path"], sizes)
+        return list(map(FrameAnnotation, *keys, images, depths, masks, views))
 
-    def _numbers(
-        self, rows: Sequence[Sequence[Any]], columns: dict[str, tuple[Any, ...]], name: str, kind: str, n: int
-    ) -> list[Any]:
-        """The n numbers of each row's blob, or None; all at once, as there are many."""
-        blobs = columns.get(name, ())
-        for row, blob in zip(rows, blobs, strict=True):
-            if blob is not None and (type(blob) is not bytes or len(blob) != 4 * n):
-                found = f"{len(blob)} bytes" if type(blob) is bytes else shown(blob)[:60]
-                raise self._wrong(row, name, found, f"{4 * n} bytes ({n} numbers of 32 bits)")
+    def _numbers(self, rows: Sequence[Sequence[Any]], blobs: Sequence[Any], name: str, kind: str, n: int) -> list[Any]:
+        """The n numbers of each row's blob, nine as a 3 x 3 matrix, or None; all at once, as there are many."""
         there = [blob for blob in blobs if blob is not None]
+        if not (set(map(type, there)) <= {bytes} and set(map(len, there)) <= {4 * n}):
+            for row, blob in zip(rows, blobs, strict=True):
+                if blob is not None and (type(blob) is not bytes or len(blob) != 4 * n):
+                    found = f"{len(blob)} bytes" if type(blob) is bytes else shown(blob)[:60]
+                    raise self._wrong(row, name, found, f"{4 * n} bytes ({n} numbers of 32 bits)")
         values = np.frombuffer(b"".join(there), kind).reshape(-1, n)
         if kind == "<f4" and not (np.abs(values) < LARGEST_NUMBER).all():  # NaN compares as false
             bad = int(np.flatnonzero(~(np.abs(values) < LARGEST_NUMBER).all(axis=1))[0])
             row = [row for row, blob in zip(rows, blobs, strict=True) if blob is not None][bad]
             raise self._wrong(row, name, str(values[bad].tolist()), "finite numbers")
-        numbers = iter(values.tolist())
-        return [None if blob is None else next(numbers) for blob in blobs]
+        numbers = in_rows(values.ravel().tolist(), n if n < 9 else 3)
+        return fill(blobs, numbers if n < 9 else in_rows(numbers, 3))
 
     def _check_frame(self, row: Sequence[Any], size: Sequence[int] | None) -> None:
         """Refuse a frame whose plain columns hold what they may not: SQLite doesn't mind what a column's type says."""
@@ -349,25 +351,31 @@ class Database:
         )
 
 
-def _plainly_right(row: Sequence[Any], size: Sequence[int] | None) -> bool:
-    """Whether `Database._check_frame` has surely nothing to say; there are many frames, and few are odd."""
-    _, number, time, image, _, depth, scale, depth_mask, mask, mass, *_, intrinsics = row
+def _plainly_right(columns: Mapping[str, Sequence[Any]], sizes: Sequence[Sequence[int] | None]) -> bool:
+    """Whether `Database._check_frame` has surely nothing to say of any row; there are many frames, and few are odd."""
+    depths, scales, masses = columns["_depth_path"], columns["_depth_scale_adjustment"], columns["_mask_mass"]
+    types = {name: set(map(type, values)) for name, values in columns.items()}
+    numbers = [mass for mass in masses if mass is not None]
+    of_depths = [scale for path, scale in zip(depths, scales, strict=True) if path is not None]
     return (
-        type(number) is int
-        and number >= 0
-        and type(time) is float
-        and abs(time) < LARGEST_NUMBER
-        and type(image) is type(depth) is type(depth_mask) is type(mask) is str
-        and image != ""
-        and size is not None
-        and 0 < size[0] < LARGEST_SIDE
-        and 0 < size[1] < LARGEST_SIDE
-        and type(scale) is type(mass) is float
-        and 0 < scale < LARGEST_NUMBER
-        and abs(mass) < LARGEST_NUMBER
-        and intrinsics in INTRINSICS_FORMATS
-        and type(row[0]) is str
+        types["sequence_name"] == types["_image_path"] == {str}
+        and types["frame_number"] == {int}
+        and types["frame_timestamp"] == {float}
+        and all(types[name] <= _TEXT_OR_NONE for name in ("_depth_path", "_depth_mask_path", "_mask_path"))
+        and set(map(type, (*numbers, *of_depths))) <= {float}
+        and min(columns["frame_number"]) >= 0
+        and all(_small(values) for values in (columns["frame_timestamp"], numbers, of_depths))
+        and all(scale > 0 for scale in of_depths)
+        and "" not in columns["_image_path"]
+        and None not in sizes
+        and all(0 < h < LARGEST_SIDE and 0 < w < LARGEST_SIDE for h, w in sizes)  # type: ignore[misc]
+        and set(columns["_viewpoint_intrinsics_format"]) <= {None, *INTRINSICS_FORMATS}
     )
+
+
+def _small(values: Sequence[float]) -> bool:
+    """Whether all are finite and not too large; a sum of magnitudes is neither if one of them isn't."""
+    return not values or (max(map(abs, values)) < LARGEST_NUMBER and math.isfinite(sum(values)))
 
 
 def _finite(value: object) -> bool:

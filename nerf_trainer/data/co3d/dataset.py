@@ -1,6 +1,7 @@
 """Datasets over an index of annotated frames, wherever the index comes from."""
 
 import copy
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -238,10 +239,7 @@ class IndexDatasetBase(FrameShaping, ReplaceableBase, DatasetBase):
             for kind, path in _paths(frame):
                 if path.startswith("/") or ".." in path:
                     reader.path(frame, path, kind)
-        with ThreadPoolExecutor(_N_THREADS) as threads:
-            gone = [
-                f for f, lost in zip(index.frames, threads.map(reader.is_missing, index.frames), strict=True) if lost
-            ]
+        gone = self._without_image() if self.load_images else []
         if gone:
             raise DataError(
                 f"{shown(index.file)}: found no image of {len(gone)} of {len(index.frames)} frames, the first is"
@@ -249,6 +247,17 @@ class IndexDatasetBase(FrameShaping, ReplaceableBase, DatasetBase):
                 " set on_bad_frame=skip"
             )
         return tuple(skew_notices(index.file, self._held.full_views[1]))
+
+    def _without_image(self) -> list[FrameAnnotation]:
+        """Frames whose image is not there. Folders are listed, one look for all of their images; nothing is opened."""
+        places = [os.path.split(frame.image.path) for frame in self.index.frames]
+        wanted: dict[str, set[str]] = {}
+        for folder, name in places:
+            wanted.setdefault(folder, set()).add(name)
+        with ThreadPoolExecutor(_N_THREADS) as threads:
+            found = threads.map(lambda folder: _files_in(self.index.root / folder), wanted)
+            lost = {folder: names - there for (folder, names), there in zip(wanted.items(), found, strict=True)}
+        return [frame for frame, (folder, name) in zip(self.index.frames, places, strict=True) if name in lost[folder]]
 
     def sound(self) -> tuple[list[int], list[DataError]]:
         """Which frames can be read, each being decoded, and what is wrong with the others."""
@@ -351,6 +360,15 @@ class IndexDatasetBase(FrameShaping, ReplaceableBase, DatasetBase):
         names = self.sequence_names
         cloud = self._held.point_cloud(names[0]) if self.load_point_clouds and len(names) == 1 else None
         return None if cloud is None else cloud.points
+
+
+def _files_in(folder: Path) -> set[str]:
+    """The names of a folder's files; none where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
 
 
 def _paths(frame: FrameAnnotation) -> Iterator[tuple[str, str]]:

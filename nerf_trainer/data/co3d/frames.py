@@ -1,6 +1,5 @@
 """Frames of a dataset in CO3D's format: decoded, masked, cropped and resized as its options say."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,10 +218,6 @@ class FrameReader:
                 f"{self.where(frame, kind)}: found {found[1]}x{found[0]} pixels (width x height) at {shown(path)},"
                 f" expected {width}x{height} as image.size says; restore the file"
             )
-
-    def is_missing(self, frame: FrameAnnotation) -> bool:
-        """Whether the frame's image is not there; nothing is opened."""
-        return self.shaping.load_images and not os.path.isfile(self.root / frame.image.path)
 
 
 def half_float_depth(path: Path, scale: float, where: str, max_megapixels: float) -> Float[Tensor, "H W"]:

@@ -1,9 +1,9 @@
 """Index files of datasets in CO3D's format: gzipped JSON, with an annotation for each frame or sequence.
 
 An index can have hundreds of thousands of frames. Its elements are therefore parsed one at a time and made into
-annotations by a short path that only asks whether all is as it should be. What fails there goes through the careful
-path in `annotations`, which finds the place and says what is wrong. Whether a frame is accepted is the careful path's
-decision; the short one accepts less or as much.
+annotations some thousand at once by `columns`, which only asks whether all is as it should be. Frames that fail there
+go through the careful path in `annotations`, which finds the place and says what is wrong. Whether a frame is accepted
+is the careful path's decision; the other one accepts less or as much.
 """
 
 import gc
@@ -12,23 +12,18 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from sys import intern
 from typing import Any
 
 from nerf_trainer.data.co3d.annotations import (
-    LARGEST_SIDE,
-    DepthAnnotation,
     FrameAnnotation,
-    ImageAnnotation,
-    MaskAnnotation,
     SequenceAnnotation,
-    ViewpointAnnotation,
     frame_annotation,
     sequence_annotation,
 )
-from nerf_trainer.data.co3d.viewpoints import INTRINSICS_FORMATS, NDC_NORM_IMAGE_BOUNDS
-from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode, require_regular_file, shown
+from nerf_trainer.data.co3d.columns import NOT_PLAIN, plain_frames
+from nerf_trainer.data.files import JsonNode, require_regular_file, shown
 from nerf_trainer.errors import DataError
 
 MAX_INDEX_BYTES = 2**30
@@ -43,8 +38,8 @@ SMALL_INDEX_BYTES = 64 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _START = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*(\]?)")
 _MARK = re.compile(r"[ \t\n\r]*([],])[ \t\n\r]*")
-_NUMBERS = frozenset((int, float))
-_FORMATS = frozenset(INTRINSICS_FORMATS)
+_AT_ONCE = 1000
+"""Frames whose JSON is in memory at a time."""
 
 
 def read_frame_annotations(file: Path) -> list[FrameAnnotation]:
@@ -57,13 +52,15 @@ def read_frame_annotations(file: Path) -> list[FrameAnnotation]:
         DataError: the file is missing, damaged, too large or says something else than annotations; the message has the
             place, such as `[123].viewpoint.R`.
     """
-    found = []
+    found: list[FrameAnnotation] = []
     with no_collection():
-        for i, raw in enumerate(_elements(file)):
+        elements = _elements(file)
+        while raws := list(islice(elements, _AT_ONCE)):
             try:
-                found.append(_fast_frame(raw))
-            except (KeyError, TypeError, ValueError, AttributeError):
-                found.append(frame_annotation(JsonNode(raw, file, f"[{i}]")))
+                found += plain_frames(raws)
+            except NOT_PLAIN:
+                start = len(found)
+                found += [frame_annotation(JsonNode(raw, file, f"[{start + i}]")) for i, raw in enumerate(raws)]
     return found
 
 
@@ -132,7 +129,7 @@ def _unzipped(content: bytes, limit: int) -> bytes:
 
 
 def _elements(file: Path) -> Iterator[Any]:
-    """The elements of the array that a file holds, parsed one by one, so that one element's objects live at a time."""
+    """The elements of the array that a file holds, parsed one by one, so that few of their objects live at a time."""
     text = read_index_text(file)
     decode, mark = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode, _MARK.match
     start = _START.match(text)
@@ -162,75 +159,3 @@ def _elements(file: Path) -> Iterator[Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
-
-
-# The short path: whatever is not plainly right raises one of KeyError, TypeError, ValueError and AttributeError.
-
-
-def _fast_frame(raw: dict[str, Any]) -> FrameAnnotation:
-    get = raw.get
-    image, depth, mask, viewpoint, meta = raw["image"], get("depth"), get("mask"), get("viewpoint"), get("meta")
-    name, number, timestamp = raw["sequence_name"], raw["frame_number"], raw["frame_timestamp"]
-    if not (type(name) is str and name and type(number) is int and number >= 0 and type(timestamp) in _NUMBERS):
-        raise ValueError
-    if not (abs(timestamp) <= LARGEST_NUMBER and (meta is None or type(meta) is dict)):
-        raise ValueError
-    path = image["path"]
-    height, width = image["size"]
-    if not (type(path) is str and path and type(height) is int and type(width) is int):
-        raise ValueError
-    if not (0 < height < LARGEST_SIDE and 0 < width < LARGEST_SIDE):
-        raise ValueError
-    return FrameAnnotation(
-        intern(name),
-        number,
-        timestamp,
-        ImageAnnotation(path, (height, width)),
-        None if depth is None else _fast_depth(depth),
-        None if mask is None else _fast_mask(mask),
-        None if viewpoint is None else _fast_viewpoint(viewpoint),
-        meta,
-    )
-
-
-def _fast_depth(raw: dict[str, Any]) -> DepthAnnotation:
-    path, scale, mask_path = raw["path"], raw["scale_adjustment"], raw.get("mask_path")
-    if not (type(path) is str and path and type(scale) in _NUMBERS and 0 < scale <= LARGEST_NUMBER):
-        raise ValueError
-    if not (mask_path is None or (type(mask_path) is str and mask_path)):
-        raise ValueError
-    return DepthAnnotation(path, scale, mask_path)
-
-
-def _fast_mask(raw: dict[str, Any]) -> MaskAnnotation:
-    path, mass, box = raw["path"], raw.get("mass"), raw.get("bounding_box_xywh")
-    if not (type(path) is str and path):
-        raise ValueError
-    if not (mass is None or (type(mass) in _NUMBERS and abs(mass) <= LARGEST_NUMBER)):
-        raise ValueError
-    if box is not None:
-        left, top, width, height = box
-        if not (_NUMBERS.issuperset(map(type, box)) and sum(map(abs, box)) <= LARGEST_NUMBER):
-            raise ValueError
-        box = (left, top, width, height)
-    return MaskAnnotation(path, mass, box)
-
-
-def _fast_viewpoint(raw: dict[str, Any]) -> ViewpointAnnotation:
-    (a, b, c), (d, e, f), (g, h, i) = raw["R"]
-    x, y, z = raw["T"]
-    focal_x, focal_y = raw["focal_length"]
-    center_x, center_y = raw["principal_point"]
-    intrinsics_format = raw.get("intrinsics_format", NDC_NORM_IMAGE_BOUNDS)
-    numbers = (a, b, c, d, e, f, g, h, i, x, y, z, focal_x, focal_y, center_x, center_y)
-    if not (_NUMBERS.issuperset(map(type, numbers)) and sum(map(abs, numbers)) <= LARGEST_NUMBER):
-        raise ValueError
-    if not (focal_x > 0 and focal_y > 0 and intrinsics_format in _FORMATS):
-        raise ValueError
-    return ViewpointAnnotation(
-        ((a, b, c), (d, e, f), (g, h, i)),
-        (x, y, z),
-        (focal_x, focal_y),
-        (center_x, center_y),
-        intern(intrinsics_format),
-    )

@@ -130,7 +130,8 @@ def add_known_frames(batches: Batches, known: Sequence[ListedFrame], n: int) -> 
     """Evaluation batches with up to n known frames of the target's sequence after what they have.
 
     The frames are the first of a permutation by numpy's default generator of seed 0, which goes on from batch to batch
-    and takes the same frames as the dataset's reference loader.
+    and takes the same frames as the dataset's reference loader; the target itself, where it is a known frame, is
+    passed over.
     """
     by_sequence: dict[str, list[ListedFrame]] = {}
     for frame in known:
@@ -139,8 +140,8 @@ def add_known_frames(batches: Batches, known: Sequence[ListedFrame], n: int) -> 
     extended = []
     for batch in batches:
         own = by_sequence.get(batch[0].sequence_name, [])
-        chosen = generator.permutation(len(own))[:n]
-        extended.append((*batch, *(own[i] for i in chosen.tolist())))
+        others = [own[i] for i in generator.permutation(len(own)).tolist() if own[i].key != batch[0].key]
+        extended.append((*batch, *others[:n]))
     return tuple(extended)
 
 

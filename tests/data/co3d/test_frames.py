@@ -102,7 +102,6 @@ def test_missing_files(tmp_path, frame, name):
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=rf"of frame 7 of seq: found nothing at .*{name}"):
         reader(tmp_path).read(frame)
-    assert reader(tmp_path).is_missing(frame) == (name == "image.png")
 
 
 def test_boxes_outside_of_the_image(tmp_path, frame):

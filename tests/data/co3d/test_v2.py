@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from nerf_trainer.config import Factory, schema
@@ -9,8 +10,13 @@ from nerf_trainer.data.co3d.index import JsonIndexDataset
 from nerf_trainer.data.co3d.set_lists import ListedFrame
 from nerf_trainer.data.co3d.v1 import JsonIndexDatasetMapProvider
 from nerf_trainer.data.co3d.v2 import JsonIndexDatasetMapProviderV2, add_known_frames
+from nerf_trainer.data.loaders import ResidentFrameLoader
+from nerf_trainer.data.scene_batches import KeptFrames
 from nerf_trainer.data.splits import DatasetBase, DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.evaluation.view_synthesis import evaluate_view
+from nerf_trainer.models.base import Predictions, Targets
+from nerf_trainer.renderers.base import RendererOutput
 from tests.data.co3d.written_category import CATEGORY, Written, write_category, write_json, write_v2
 from tests.known_scene import check_views
 
@@ -93,6 +99,48 @@ def test_known_frames_are_those_of_one_permutation_after_the_other():
     assert extended[0] == (batches[0][0], *(ListedFrame("b", n) for n in first))
     assert extended[1] == (*batches[1], *(ListedFrame("a", n) for n in second))
     assert extended[2] == batches[2]
+
+
+def test_a_known_target_is_no_source_view_of_itself():
+    known = [ListedFrame("a", n) for n in range(4)]
+    ((target, *sources),) = add_known_frames(((known[2],),), known, 4)
+    assert target not in sources and len(sources) == 3
+
+
+def test_frames_kept_on_the_device_have_their_depth_masks(v2):
+    train = load(v2).train
+    assert train is not None
+    kept = KeptFrames(train, "cpu").batch([2, 1])
+    for i, place in enumerate((2, 1)):
+        decoded = train[place]
+        assert torch.equal(kept.depth_map[i], decoded.depth_map[0])
+        assert torch.equal(kept.depth_mask[i], decoded.depth_mask[0])
+        assert (kept.depth_mask[i] < (kept.depth_map[i] > 0)).any()
+
+
+def test_padding_is_neither_drawn_nor_scored(v2):
+    """Frames of 48 x 32 in a square: the last rows are padding."""
+    train = load(v2, dataset={"image_height": 36, "image_width": 36, "box_crop": False}).train
+    assert train is not None
+    frame = train[0]
+    assert frame.mask_crop is not None and frame.image_rgb is not None
+    content = int(frame.mask_crop[0, 0, :, 0].sum())
+    assert 0 < content < 36
+    loader = ResidentFrameLoader(train, n_steps=1)
+    loader.place("cpu", 0)
+    pixels = next(loader.steps(0)).pixels
+    assert pixels is not None
+    _, xy = pixels.draw(20_000, torch.Generator().manual_seed(0))
+    assert xy[:, 1].max() == content - 0.5 and xy[:, 0].max() == 35.5
+    target, crop = frame.image_rgb.permute(0, 2, 3, 1), frame.mask_crop.permute(0, 2, 3, 1)
+    off = (target + 0.1).clamp(0, 1)
+    scores = []
+    for padded in (0.0, 1.0):
+        image = off.clone()
+        image[:, content:] = padded
+        rendered = RendererOutput(features=image, depths=crop, masks=crop)
+        scores.append(evaluate_view(Predictions(rendered=rendered, targets=Targets(rgb=target, mask_crop=crop))))
+    assert scores[0] == scores[1] and scores[0]["psnr_full_image"] < 30
 
 
 def test_several_categories_are_joined(v2):
