@@ -28,8 +28,8 @@ MAX_PLANE = 100.0
 
 _BRACKETED_STEPS = 10
 """Steps of Newton's method along the radius; it halves the bracket where a step would leave it."""
-_PLANE_STEPS = 3
-"""Steps in both dimensions after that, for the tangential part."""
+_PLANE_STEPS = 2
+"""Steps in both dimensions after that, for the tangential part: they leave 2e-8 pixels of the lenses that are sold."""
 _SMALLEST_SLOPE = 1e-3
 """Below it a step is as if the slope were this: at the reach the slope is 0."""
 
@@ -96,7 +96,7 @@ class Lenses:
         t = torch.where(fisheye, torch.atan2(r, flat[..., 2]), r)
         within = torch.where(t > reach, reach / t, torch.ones_like(t))
         on_plane = self._brown(u * within, v * within)
-        bent = (t / r) * _polynomial(self.radial, (t * within).square(), _VALUE)
+        bent = (t / r) * _polynomial(_times(self.radial, _VALUE), (t * within).square())
         shown = torch.where(
             fisheye[..., None],
             torch.stack([u * bent, v * bent], dim=-1),
@@ -124,7 +124,7 @@ class Lenses:
         """(u', v') of the first model, by its formula."""
         p1, p2 = self.tangential[:, :1], self.tangential[:, 1:]
         r2 = u * u + v * v
-        radial = _polynomial(self.radial, r2, _VALUE)
+        radial = _polynomial(_times(self.radial, _VALUE), r2)
         return (
             u * radial + 2.0 * p1 * u * v + p2 * (r2 + 2.0 * u * u),
             v * radial + p1 * (r2 + 2.0 * v * v) + 2.0 * p2 * u * v,
@@ -134,9 +134,11 @@ class Lenses:
         """t with g(t) = distance, at most the reach: Newton's method within a bracket that only shrinks."""
         reach = self.reach[:, None].expand_as(distance)
         t, low, high = torch.minimum(distance, reach), torch.zeros_like(distance), reach
+        of_value, of_slope = _times(self.radial, _VALUE), _times(self.radial, _SLOPE)
         for _ in range(_BRACKETED_STEPS):
-            excess = torch.addcmul(-distance, t, _polynomial(self.radial, t * t, _VALUE))
-            slope = _polynomial(self.radial, t * t, _SLOPE).clamp(min=_SMALLEST_SLOPE)
+            square = t * t
+            excess = t * _polynomial(of_value, square) - distance
+            slope = _polynomial(of_slope, square).clamp(min=_SMALLEST_SLOPE)
             high, low = torch.where(excess > 0, t, high), torch.where(excess > 0, low, t)
             tried = t - excess / slope
             t = torch.where((tried >= low) & (tried <= high), tried, 0.5 * (low + high))
@@ -152,7 +154,7 @@ class Lenses:
         (wanted_u, wanted_v), (u, v) = shown.unbind(dim=-1), start.unbind(dim=-1)
         for _ in range(_PLANE_STEPS):
             r2 = u * u + v * v
-            radial = _polynomial(self.radial, r2, _VALUE)
+            radial = _polynomial(_times(self.radial, _VALUE), r2)
             change = 2.0 * _per_square(self.radial, r2)
             a = radial + change * u * u + 2.0 * p1 * v + 6.0 * p2 * u
             b = change * u * v + 2.0 * (p1 * u + p2 * v)
@@ -166,20 +168,25 @@ class Lenses:
         return u, v
 
 
-def _polynomial(
-    k: Float[Tensor, "B 4"], s: Float[Tensor, "B n"], factors: tuple[float, float, float, float]
-) -> Float[Tensor, "B n"]:
-    """1 + f1 k1 s + f2 k2 s^2 + f3 k3 s^3 + f4 k4 s^4."""
-    k1, k2, k3, k4 = ((factor * k[:, i])[:, None] for i, factor in enumerate(factors))
-    inner = torch.addcmul(k3, s, k4)
-    inner = torch.addcmul(k2, s, inner)
-    inner = torch.addcmul(k1, s, inner)
-    return 1.0 + s * inner
+_Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Four of (B, 1)."""
+
+
+def _times(k: Float[Tensor, "B 4"], factors: tuple[float, float, float, float]) -> _Coefficients:
+    """f1 k1, f2 k2, f3 k3, f4 k4."""
+    k1, k2, k3, k4 = (column if f == 1.0 else f * column for f, column in zip(factors, k.split(1, dim=1), strict=True))
+    return k1, k2, k3, k4
+
+
+def _polynomial(coefficients: _Coefficients, s: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
+    """1 + c1 s + c2 s^2 + c3 s^3 + c4 s^4."""
+    c1, c2, c3, c4 = coefficients
+    return 1.0 + s * torch.addcmul(c1, s, torch.addcmul(c2, s, torch.addcmul(c3, s, c4)))
 
 
 def _per_square(k: Float[Tensor, "B 4"], s: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
     """The derivative of the radial factor by s = r^2: k1 + 2 k2 s + 3 k3 s^2 + 4 k4 s^3."""
-    k1, k2, k3, k4 = ((factor * k[:, i])[:, None] for i, factor in enumerate((1.0, 2.0, 3.0, 4.0)))
+    k1, k2, k3, k4 = _times(k, (1.0, 2.0, 3.0, 4.0))
     return torch.addcmul(k1, s, torch.addcmul(k2, s, torch.addcmul(k3, s, k4)))
 
 
