@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -73,3 +75,12 @@ def _length_of_the_axis() -> float:
     t = np.linspace(0, 2 * np.pi, 100_001)
     axis = np.stack([(2 + np.cos(3 * t)) * np.cos(2 * t), (2 + np.cos(3 * t)) * np.sin(2 * t), np.sin(3 * t)], axis=1)
     return float(np.linalg.norm(np.diff(axis, axis=0), axis=1).sum())
+
+
+def test_the_radius_is_that_of_the_farthest_corner_of_a_triangle():
+    """The knot's tube of 0.42 around an axis that winds on a torus with radii 2 and 1; a vertex of no triangle is none."""
+    knot = painted_knot(60, 12)
+    assert knot.radius == pytest.approx(3.42)
+    stray = {"vertices": [[9, 9, 9]], "colors": [[0, 0, 0]], "uv": [[0, 0]]}
+    added = {name: np.concatenate([getattr(knot, name), np.array(row, float)]) for name, row in stray.items()}
+    assert replace(knot, **added).radius == pytest.approx(3.42)
