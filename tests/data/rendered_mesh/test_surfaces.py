@@ -78,9 +78,9 @@ def _length_of_the_axis() -> float:
 
 
 def test_the_radius_is_that_of_the_farthest_corner_of_a_triangle():
-    """The knot's tube of 0.42 around an axis that winds on a torus with radii 2 and 1; a vertex of no triangle is none."""
+    """The knot's tube of 0.42 around an axis that winds on a torus with radii 2 and 1; one of no triangle is none."""
     knot = painted_knot(60, 12)
     assert knot.radius == pytest.approx(3.42)
     stray = {"vertices": [[9, 9, 9]], "colors": [[0, 0, 0]], "uv": [[0, 0]]}
-    added = {name: np.concatenate([getattr(knot, name), np.array(row, float)]) for name, row in stray.items()}
+    added = {name: np.concatenate([vars(knot)[name], np.array(row, float)]) for name, row in stray.items()}
     assert replace(knot, **added).radius == pytest.approx(3.42)
