@@ -42,7 +42,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from nerf_trainer.errors import ConfigError, keyed_line, shown, unknown_name
+from nerf_trainer.errors import ConfigError, keyed_line, options_text, shown, unknown_name
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Configurable")
@@ -515,7 +515,7 @@ def _read(node: DictConfig, key: str, options: Sequence[str] = ()) -> Any:
             return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
         return value
     except MissingMandatoryValue as error:
-        choices = f", one of {', '.join(options)}" if options else ""
+        choices = f", one of {options_text(options)}" if options else ""
         where = error.full_key or full_key
         raise ConfigError(keyed_line(where, f"??? (missing): this value must be given{choices}")) from error
     except (InterpolationResolutionError, ValidationError) as error:

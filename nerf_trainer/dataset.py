@@ -98,10 +98,18 @@ nerf_data check --help and nerf_data convert --help say more.
 """
 
 
-class _Source:
-    """The data of a composed configuration, and its name; nothing else of the configuration is built."""
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Data to look at."""
 
-    def __init__(self, config: DictConfig) -> None:
+    source: DataSourceBase
+    """What reads it."""
+    name: str
+    """Its name, for titles and folders."""
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "Source":
+        """The data of a composed configuration; nothing else of the configuration is built."""
         known = [found.__name__ for found in registry.get_all(DataSourceBase)]
         chosen = str(config.get("data_source_class_type"))
         if chosen not in known:
@@ -109,13 +117,13 @@ class _Source:
         section = config.get(f"data_source_{chosen}_args")
         if section is not None and OmegaConf.is_missing(section, "dataset_map_provider_class_type"):
             raise ConfigError("data_source: no data is named; expected data_source=FOLDER, or --config-name RECIPE")
-        self.source = build(registry.get(DataSourceBase, chosen), section if section is not None else {})
-        self.name = "data"
+        source = build(registry.get(DataSourceBase, chosen), section if section is not None else {})
         for key in ("object_name", "category", "base_dir", "data_file", "dataset_root"):
-            value = self._provider_option(section, key)
+            value = cls._provider_option(section, key)
             if value:
-                self.name = re.sub(r"[^\w.-]+", "_", Path(value).stem if "/" in value else value).strip("_.") or "data"
-                break
+                name = re.sub(r"[^\w.-]+", "_", Path(value).stem if "/" in value else value).strip("_.")
+                return cls(source, name or "data")
+        return cls(source, "data")
 
     def datasets(self, problems: list[Finding]) -> DatasetMap:
         """The splits. Frames that can't be read are left out where the format allows it, each a fault in `problems`;
@@ -154,7 +162,7 @@ class _Source:
         return str(options[key] or "")
 
 
-def check(options: CheckOptions, source: _Source, words: Sequence[str], console: Console) -> None:
+def check(options: CheckOptions, source: Source, words: Sequence[str], console: Console) -> None:
     """Look at a dataset; print, draw and write what was found.
 
     Raises:
@@ -164,7 +172,8 @@ def check(options: CheckOptions, source: _Source, words: Sequence[str], console:
     datasets = source.datasets(problems)
     inspection = inspect(datasets, options.max_images)
     diagnosis = diagnose(inspection, datasets)
-    diagnosis.findings[:0] = problems
+    known = {problem.text for problem in problems}
+    diagnosis.findings[:] = [*problems, *(found for found in diagnosis.findings if found.text not in known)]
     folder = (
         Path(options.output_directory).expanduser() if options.output_directory else Path("nerf_data") / source.name
     )
@@ -186,7 +195,7 @@ def check(options: CheckOptions, source: _Source, words: Sequence[str], console:
         raise DataError(f"{source.name}: {report.verdict}")
 
 
-def convert(options: ConvertOptions, source: _Source, console: Console) -> None:
+def convert(options: ConvertOptions, source: Source, console: Console) -> None:
     """Write a dataset in another format.
 
     Raises:
@@ -198,9 +207,14 @@ def convert(options: ConvertOptions, source: _Source, console: Console) -> None:
     if bad:
         raise DataError(f"{bad[0].text}; mend it, or remove the frame, before converting")
     folder = Path(os.path.abspath(Path(options.output_directory).expanduser()))
-    n_frames = export(datasets, folder, ExportOptions(options.format, options.keep_frame, options.repair))
-    console.print(Text(f"{n_frames} frames written as {options.format.name} into {folder}"))
-    console.print(Text(f"next:\n  {shell_line('nerf_data', ['check', assignment('data_source', str(folder))])}"))
+    written = export(datasets, folder, ExportOptions(options.format, options.keep_frame, options.repair))
+    for notice in written.notices:
+        console.print(Text(f"notice: {notice}"))
+    several = f", {len(written.folders)} sequences in a folder each" if len(written.folders) > 1 else ""
+    console.print(Text(f"{written.n_frames} frames written as {options.format.name} into {folder}{several}"))
+    # Folders of Blender scenes are read together, others one by one.
+    first = folder if options.format is ExportFormat.blender else next(iter(written.folders), folder)
+    console.print(Text(f"next:\n  {shell_line('nerf_data', ['check', assignment('data_source', str(first))])}"))
 
 
 def source_words(source: str) -> list[str]:
@@ -209,12 +223,7 @@ def source_words(source: str) -> list[str]:
     Raises:
         DataError: its format is not known.
     """
-    found = recognise(source)
-    options = f"{_PROVIDER}_{found.provider}_args"
-    return [
-        f"{_PROVIDER}_class_type={found.provider}",
-        *(assignment(f"{options}.{key}", value) for key, value in found.options.items()),
-    ]
+    return recognise(source).words(_PROVIDER)
 
 
 def _own(config: DictConfig, options: type[Configurable]) -> DictConfig:
@@ -281,7 +290,7 @@ def _main_check() -> None:
 
     def task(config: DictConfig, _: list[str]) -> None:
         torch.set_grad_enabled(False)
-        check(build(CheckOptions, _own(config, CheckOptions)), _Source(config), short, _console())
+        check(build(CheckOptions, _own(config, CheckOptions)), Source.of(config), short, _console())
 
     launch.run_hydra(lambda: NerfDataCheck, task, name="nerf_data check", summary=_CHECK_SUMMARY)
 
@@ -290,7 +299,7 @@ def _main_convert() -> None:
     sys.argv[1:], _ = _settled(sys.argv[1:])
 
     def task(config: DictConfig, _: list[str]) -> None:
-        convert(build(ConvertOptions, _own(config, ConvertOptions)), _Source(config), _console())
+        convert(build(ConvertOptions, _own(config, ConvertOptions)), Source.of(config), _console())
 
     launch.run_hydra(lambda: NerfDataConvert, task, name="nerf_data convert", summary=_CONVERT_SUMMARY)
 

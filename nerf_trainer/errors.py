@@ -4,7 +4,7 @@ A message is one line: the file or key, what was found there, what was expected,
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_LINE = 400
@@ -60,11 +60,16 @@ def unknown_name(value: Any, problem: str, options: Iterable[Any]) -> str:
         return f"{shown(value)} {problem}; there is none"
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     end = f"; did you mean '{near[0]}'?" if near else ""
+    return f"{shown(value)} {problem}; expected one of {options_text(names)}{end}"
+
+
+def options_text(names: Sequence[str]) -> str:
+    """``A, B``, long lists cut: ``A, B, ... (7 in all)``."""
     listed = ", ".join(names)
-    if len(listed) > 100:
-        fitting = sum(len(", ".join(names[: i + 1])) <= 80 for i in range(len(names)))
-        listed = f"{', '.join(names[: max(1, fitting)])}, ... ({len(names)} in all)"
-    return f"{shown(value)} {problem}; expected one of {listed}{end}"
+    if len(listed) <= 100:
+        return listed
+    fitting = sum(len(", ".join(names[: i + 1])) <= 80 for i in range(len(names)))
+    return f"{', '.join(names[: max(1, fitting)])}, ... ({len(names)} in all)"
 
 
 def keyed_line(key: str, message: str) -> str:

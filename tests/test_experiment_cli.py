@@ -108,6 +108,8 @@ def test_without_a_dataset_the_line_names_those_there_are(nerf_runner: Run, tmp_
         f"error: {SOURCE}.dataset_map_provider_class_type: ??? (missing): this value must be given, one of "
     )
     assert "BlenderDatasetMapProvider" in err
+    assert "or choose a recipe: --config-name" in err
+    assert len(err.rstrip("\n")) <= MAX_LINE
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,9 @@ sees the point at that depth, and compares the patches around both by their zero
 (ZNCC), which is 1 for equal patches whatever their brightness and contrast. With wrong poses no depth fits.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,15 +71,61 @@ def neighbours(cameras: Cameras, most: int = 8) -> list[tuple[int, int]]:
     The second of a pair is the nearest to the first that looks at most 35 degrees apart and stands at least 15 % of the
     views' spread away.
     """
+    nearest = _nearest(cameras, 1)
+    usable = [i for i, found in enumerate(nearest) if found]
+    chosen = torch.linspace(0, len(usable) - 1, min(most, len(usable))).round().long().tolist()
+    return [(usable[k], nearest[usable[k]][0]) for k in chosen]
+
+
+def view_scores(cameras: Cameras, greys: Sequence[Float[Tensor, "_ _"]], most: int = 400) -> dict[int, float]:
+    """How well single photographs fit their neighbours': the best score over up to three neighbours, so that one of
+    them with a wrong pose does no harm. A view that fits the first of them as most do is not compared further.
+
+    Args:
+        cameras: the views, of any size.
+        greys: their photographs' brightness, small.
+        most: so many views are looked at, spread evenly.
+
+    Returns:
+        the scores by the views' indices; views without neighbours or texture have none.
+    """
+    small = shrunk(cameras, [(g.shape[0], g.shape[1]) for g in greys])
+    nearest = _nearest(small, 3)
+    step = max(1, -(-len(greys) // most))
+
+    def score(pair: tuple[int, int]) -> float | None:
+        found = match(small[list(pair)], greys[pair[0]], greys[pair[1]])
+        return None if found is None else found.score
+
+    def scored(pairs: list[tuple[int, int]]) -> dict[tuple[int, int], float]:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            found = list(threads.map(score, pairs))
+        return {pair: value for pair, value in zip(pairs, found, strict=True) if value is not None}
+
+    first = scored([(i, nearest[i][0]) for i in range(0, len(greys), step) if nearest[i]])
+    if not first:
+        return {}
+    usual = torch.tensor(list(first.values())).median().item()
+    doubtful = {i for (i, _), value in first.items() if value < usual - 0.05}
+    more = scored([(i, j) for i in sorted(doubtful) for j in nearest[i][1:]])
+    best: dict[int, float] = {}
+    for (i, _), value in (*first.items(), *more.items()):
+        best[i] = max(value, best.get(i, 0.0))
+    return best
+
+
+def _nearest(cameras: Cameras, most: int) -> list[list[int]]:
+    """Of each view up to `most` others that look about the same way from a little way apart, the nearest first."""
     centers, forward = cameras.centers, cameras.forward_axes
     spread = (centers - centers.mean(dim=0)).norm(dim=-1).mean()
     apart = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
     cosine = (forward[:, None] * forward[None]).sum(dim=-1)
     fits = (cosine > torch.tensor(_MAX_ANGLE).deg2rad().cos()) & (apart > _MIN_BASELINE * spread) & (apart > 1e-9)
-    nearest = apart.where(fits, torch.inf).min(dim=1)
-    usable = nearest.values.isfinite().nonzero()[:, 0]
-    chosen = usable[torch.linspace(0, len(usable) - 1, min(most, len(usable))).round().long()]
-    return [(i, int(nearest.indices[i])) for i in chosen.tolist()]
+    distances, order = apart.where(fits, torch.inf).topk(min(most, len(cameras)), largest=False, sorted=True)
+    return [
+        [j for j, distance in zip(js, ds, strict=True) if distance < torch.inf]
+        for js, ds in zip(order.tolist(), distances.tolist(), strict=True)
+    ]
 
 
 def match(cameras: Cameras, first: Float[Tensor, "h w"], second: Float[Tensor, "k l"], chunk: int = 16) -> Match | None:

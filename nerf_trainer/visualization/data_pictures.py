@@ -72,6 +72,7 @@ _MARKS = (
     ("looking elsewhere", "looks elsewhere"),
     ("turned over", "turned over"),
     ("trained on too", "in train too"),
+    ("worse than all others", "fits badly"),
 )
 
 
@@ -90,5 +91,5 @@ def _marks(findings: Sequence[Finding], n_frames: int) -> dict[int, str]:
 
 def _odd(findings: Sequence[Finding], n_frames: int) -> set[int]:
     """Frames whose poses are out of line."""
-    chosen = [f.frames for f in findings if f.subject == "poses" and f.level == "fault" and len(f.frames) < n_frames]
+    chosen = [f.frames for f in findings if f.subject == "poses" and len(f.frames) < n_frames]
     return {i for frames in chosen for i in frames}

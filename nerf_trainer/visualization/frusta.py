@@ -15,9 +15,11 @@ from nerf_trainer.cameras.cameras import Cameras
 COLORS = {"train": "#3b6ea5", "val": "#c9822b", "test": "#3f8f4f"}
 """Colours of the splits."""
 _ODD = "#c0282d"
-_ELEVATIONS = ((18, -60, "from aside"), (88, -90, "from above"))
+_ELEVATIONS = ((18, -60, "from aside"), (90, -90, "from above"))
 _MAX_POINTS = 4000
 _MAX_NAMES = 12
+_BOX_NORM = 1.8294640721620434 * 25 / 24
+"""Length that Matplotlib's set_box_aspect gives the sides at zoom 1."""
 
 
 def draw_frusta(
@@ -53,22 +55,26 @@ def draw_frusta(
     # Many views get small frusta, so that they do not hide each other.
     size = 0.12 * min(1.0, (24 / len(cameras)) ** 0.35) * _extent(centers, target.double() @ frame.T)
     corners = torch.einsum("ij,bkj->bki", frame, _corners(cameras, size))
+    extent, corner = _extent(centers, target.double() @ frame.T), centers.amin(dim=0)
     seen = None if points is None else _within(points.double() @ frame.T, centers, target.double() @ frame.T)
+    drawn = torch.cat([centers, corners.reshape(-1, 3), (target.double() @ frame.T)[None]])
+    drawn = torch.cat([drawn, corner + 0.25 * extent * frame.mT])  # the world's axes and their letters
     figure = Figure(figsize=(15, 7.4))
     figure.suptitle(title, fontsize=13, y=0.975)
     for k, (elevation, azimuth, label) in enumerate(_ELEVATIONS):
         axes: Any = figure.add_axes((0.01 + 0.495 * k, 0.06, 0.485, 0.86), projection="3d")
         axes.set_proj_type("ortho")
         axes.view_init(elev=elevation, azim=azimuth)
+        above = elevation == 90
         figure.text(0.01 + 0.495 * (k + 0.5), 0.915, label, fontsize=10, ha="center")
         if seen is not None:
             axes.scatter(*seen.T.numpy(), s=1.2, color="#8a8a8a", alpha=0.45, linewidths=0)
         _draw_views(axes, centers, corners, splits, odd)
         _draw_target(axes, target.double() @ frame.T)
-        _draw_world(axes, frame, 0.2 * _extent(centers, target.double() @ frame.T), centers.amin(dim=0))
-        if elevation > 80:
+        _draw_world(axes, frame, 0.2 * extent, corner)
+        if above:
             axes.set_zticks([])
-        _equal(axes, torch.cat([centers, corners.reshape(-1, 3), (target.double() @ frame.T)[None]]))
+        _equal(axes, drawn, above)
     _legend(figure, splits, bool(odd), points is not None)
     part = path.with_name(f".{path.stem}-{os.getpid()}.png")
     try:
@@ -149,13 +155,22 @@ def _draw_world(axes: Any, frame: Tensor, length: float, corner: Tensor) -> None
         axes.text(*end, name, color=color, fontsize=10)
 
 
-def _equal(axes: Any, points: Tensor) -> None:
-    """The same scale on all axes, numbers small and few."""
+def _equal(axes: Any, points: Tensor, above: bool) -> None:
+    """The same scale on all axes, the box as small as what is in it allows, numbers small and few."""
     low, high = points.amin(dim=0), points.amax(dim=0)
-    middle, half = (low + high) / 2, (high - low).max().item() / 2 * 1.02
-    for set_limits, value in zip((axes.set_xlim, axes.set_ylim, axes.set_zlim), middle.tolist(), strict=True):
-        set_limits(value - half, value + half)
-    axes.set_box_aspect((1, 1, 1), zoom=1.12)
+    span = (high - low).max()
+    middle, half = (low + high) / 2, torch.maximum(high - low, 0.25 * span) / 2 * 1.04
+    for set_limits, value, reach in zip(
+        (axes.set_xlim, axes.set_ylim, axes.set_zlim), middle.tolist(), half.tolist(), strict=True
+    ):
+        set_limits(value - reach, value + reach)
+    # The sides as they are projected, and the zoom with which they fill the panel; Matplotlib divides by the norm.
+    sides = half / half.max()
+    width, depth, height = sides.tolist()
+    seen_w = width if above else 0.87 * width + 0.5 * depth
+    seen_h = depth if above else 0.31 * (0.5 * width + 0.87 * depth) + 0.95 * height
+    zoom = min(1.75 / seen_w, 1.5 / seen_h) * sides.norm().item() / _BOX_NORM
+    axes.set_box_aspect((width, depth, height), zoom=zoom)
     axes.tick_params(labelsize=7)
 
 

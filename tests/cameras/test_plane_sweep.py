@@ -1,11 +1,13 @@
 """A plane sweep finds the depth of the known scene, and that wrong poses fit no depth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from nerf_trainer.cameras.conventions import Reading, reread
-from nerf_trainer.cameras.plane_sweep import match, neighbours, shrunk, small_grey
+from nerf_trainer.cameras.plane_sweep import match, neighbours, shrunk, small_grey, view_scores
 from tests.cameras.known_cameras import cameras_of, greys_of
 from tests.known_scene import facing, ring
 
@@ -42,6 +44,16 @@ def test_brightness_and_contrast_do_not_matter():
 
 def test_flat_images_say_nothing():
     assert match(cameras_of(ring(24)[:2]), torch.zeros(36, 48), torch.zeros(36, 48)) is None
+
+
+def test_a_view_on_its_head_fits_its_neighbours_worse_than_all_others():
+    views = ring(24)
+    right, half = cameras_of(views), reread(cameras_of(views), Reading.HALF_TURN)
+    R, T = right.R.clone(), right.T.clone()
+    R[7], T[7] = half.R[7], half.T[7]
+    scores = view_scores(replace(right, R=R, T=T), greys_of(views))
+    assert sorted(scores) == list(range(24))
+    assert min(scores, key=lambda i: scores[i]) == 7
 
 
 def test_neighbours_look_the_same_way_from_different_places():

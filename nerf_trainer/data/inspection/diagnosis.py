@@ -1,7 +1,7 @@
 """What is wrong with a dataset, and what a training should know of it: facts, findings and a verdict."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from nerf_trainer.cameras.arrangement import (
 )
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.conventions import Judgement, Reading, judge
+from nerf_trainer.cameras.plane_sweep import view_scores
 from nerf_trainer.data.inspection.frames import InspectedFrame, Inspection
 from nerf_trainer.data.inspection.image_quality import ImageQuality, blurred, look_alike, same_pixels
 from nerf_trainer.data.loader_maps import RGBA_BYTES
@@ -28,6 +29,10 @@ _MOST_SEQUENCES = 6
 """Sequences whose poses are judged, spread evenly over all."""
 _MOST_NAMED = 5
 _SAME_POSE_DEGREES = 0.05
+_FEWEST_COMPARED = 8
+"""Views that must be compared with neighbours before one of them is said to fit worse."""
+_WORSE = 0.14
+"""How much less than half of the views one fits its neighbours, mean ZNCC; 0.09 at most in scenes with right poses."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class PosedSequence:
     """Where the views stand and look."""
     judgement: Judgement
     """Whether the poses are read rightly."""
+    fits: Mapping[int, float]
+    """How well single photographs fit their neighbours', mean ZNCC, by their place in the inspection."""
 
 
 @dataclass(frozen=True)
@@ -142,13 +149,15 @@ def _unreadable(inspection: Inspection) -> Iterator[Finding]:
 def _images(inspection: Inspection) -> Iterator[Finding]:
     seen, qualities = _measured(inspection)
     frames = inspection.frames
-    for group in same_pixels(qualities):
-        members = [seen[k] for k in group]
-        held_out = len({frames[i].split == "train" for i in members}) > 1
-        level = "fault" if held_out else "notice"
-        end = "; held-out views that are trained on make results mean less: remove them" if held_out else ""
-        named = listed([place(frames[i]) for i in members])
-        yield Finding(level, "images", f"{named} have the very same pixels{end}", tuple(members))
+    groups = [[seen[k] for k in group] for group in same_pixels(qualities)]
+    for held_out in (True, False):
+        same = [group for group in groups if (len({frames[i].split == "train" for i in group}) > 1) == held_out]
+        if same:
+            end = "; held-out views that are trained on make results mean less: remove them" if held_out else ""
+            named = "; ".join(listed([place(frames[i]) for i in group]) for group in same[:_MOST_NAMED])
+            more = f" and {len(same) - _MOST_NAMED} more groups" if len(same) > _MOST_NAMED else ""
+            text = f"{named}{more} have the very same pixels{end}"
+            yield Finding("fault" if held_out else "notice", "images", text, tuple(i for group in same for i in group))
     alike = look_alike(qualities)
     if alike:
         named = listed([f"{place(frames[seen[a]])} and {place(frames[seen[b]])}" for a, b in alike])
@@ -230,7 +239,10 @@ def _posed(inspection: Inspection, name: str, members: list[int]) -> PosedSequen
     shown = [k for k, look in enumerate(looks) if look is not None]
     greys = [look.grey for look in looks if look is not None]
     judgement = judge(cameras[shown], greys) if len(shown) > 1 else judge(cameras, [torch.zeros(8, 8)] * len(members))
-    return PosedSequence(name, tuple(members), arrangement(cameras), judgement)
+    # Where all poses are wrong, single ones tell nothing.
+    fits = view_scores(cameras[shown], greys) if len(shown) > 2 and judgement.photographs_agree else {}
+    of_frames = {members[shown[k]]: score for k, score in fits.items()}
+    return PosedSequence(name, tuple(members), arrangement(cameras), judgement, of_frames)
 
 
 def _poses(inspection: Inspection, sequence: PosedSequence) -> Iterator[Finding]:
@@ -260,6 +272,7 @@ def _poses(inspection: Inspection, sequence: PosedSequence) -> Iterator[Finding]
             )
             text = f"{where}{_n(len(odd), 'view')} {what}: {named}; mend or remove the pose"
             yield Finding("fault", "poses", text, tuple(sequence.frames[k] for k in odd))
+    yield from _strangers(inspection, sequence, where)
     if judgement.photographs_agree is False and stand.layout in (Layout.MIXED, Layout.OUTWARD):
         score = judgement.scores[Reading.AS_READ]
         text = (
@@ -269,6 +282,23 @@ def _poses(inspection: Inspection, sequence: PosedSequence) -> Iterator[Finding]
         yield Finding("fault", "poses", text)
     elif stand.layout in (Layout.MIXED, Layout.OUTWARD):
         yield Finding("notice", "poses", f"{where}the views are {stand.layout.value}")
+
+
+def _strangers(inspection: Inspection, sequence: PosedSequence, where: str) -> Iterator[Finding]:
+    """Single views whose photographs fit none of their neighbours' as others do."""
+    if len(sequence.fits) < _FEWEST_COMPARED:
+        return
+    scores = torch.tensor(list(sequence.fits.values()))
+    usual = scores.median()
+    least = usual - max(_WORSE, 4 * (scores - usual).abs().median().item())
+    odd = [i for i, score in sequence.fits.items() if score < least]
+    if odd:
+        named = listed([f"{place(inspection.frames[i])} {sequence.fits[i]:.2f}" for i in odd])
+        text = (
+            f"{where}{_n(len(odd), 'view')} whose photographs fit their neighbours' worse than all others"
+            f" (half of all {usual:.2f} or more): {named}; mirrored or turned, another's pose, or blurred?"
+        )
+        yield Finding("notice", "poses", text, tuple(odd))
 
 
 def _suggestion(inspection: Inspection, sequence: PosedSequence, points: Tensor | None) -> Suggestion | None:

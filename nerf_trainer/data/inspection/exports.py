@@ -1,15 +1,17 @@
 """Datasets written in other formats: nerfstudio's transforms.json, and NeRF-synthetic's (Blender's) splits.
 
 Both have camera-to-world matrices in OpenGL's axes (x right, y up, z back) and intrinsics in pixels. What a provider
-did to the world is undone, unless asked otherwise. An image that is unchanged is copied bit by bit. The folder appears
-by one rename when all is written.
+did to the world is undone, unless asked otherwise. Each of several sequences gets a folder of its own. An image that is
+unchanged is copied bit by bit. The folder appears by one rename when all is written.
 """
 
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -23,7 +25,6 @@ from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.conventions import Reading, reread
-from nerf_trainer.data.files import shown
 from nerf_trainer.data.images import read_rgba
 from nerf_trainer.data.inspection.frames import targets
 from nerf_trainer.data.splits import DatasetBase, DatasetMap
@@ -54,6 +55,18 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    n_frames: int
+    """Frames, each counted once."""
+    folders: tuple[Path, ...]
+    """The folder of each sequence; of a single one the folder that was named."""
+    notices: tuple[str, ...]
+    """What the format has no place for, one line each."""
+
+
+@dataclass(frozen=True)
 class _Frame:
     split: str
     dataset: DatasetBase
@@ -64,16 +77,13 @@ class _Frame:
     """Whether the image's file is copied as it is."""
 
 
-def export(datasets: DatasetMap, folder: Path, options: ExportOptions) -> int:
-    """Write a dataset of one sequence into a new folder.
+def export(datasets: DatasetMap, folder: Path, options: ExportOptions) -> Exported:
+    """Write a dataset into a new folder; of several sequences each into a folder of its own in there.
 
     Args:
         datasets: the splits; source views of held-out frames are written once, as the training frames they are.
         folder: what is made; may be there if it is empty.
         options: what is written.
-
-    Returns:
-        The number of frames written.
 
     Raises:
         DataError: the format can't hold the dataset, or an image can't be read.
@@ -82,15 +92,17 @@ def export(datasets: DatasetMap, folder: Path, options: ExportOptions) -> int:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"output_directory: {folder} is not empty, expected a new folder; nothing is overwritten")
-    _require_one_sequence(datasets)
     if options.format is ExportFormat.blender:
         _require_pinholes(datasets)
+    sequences = list(dict.fromkeys(name for _, dataset in datasets.items() for name in dataset.sequence_names))
+    homes = dict(zip(sequences, _folder_names(sequences) if len(sequences) > 1 else [""], strict=True))
     part = folder.with_name(f".{folder.name}-{os.getpid()}")
+    n_frames = 0
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        writer = _Writer(part, datasets, options)
-        n_frames = writer.write()
+        for sequence, home in homes.items():
+            n_frames += _Writer(part / home, sequence, datasets, options).write()
         _sync(part)
         if folder.exists():
             folder.rmdir()
@@ -102,7 +114,28 @@ def export(datasets: DatasetMap, folder: Path, options: ExportOptions) -> int:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return n_frames
+    return Exported(n_frames, tuple(folder / home for home in homes.values()), tuple(_left_behind(datasets, options)))
+
+
+def _folder_names(sequences: Sequence[str]) -> list[str]:
+    """A name that any system takes for the folder of each sequence; all of them differ."""
+    plain = [re.sub(r"[^\w.-]+", "_", name).strip("._")[:80] or "sequence" for name in sequences]
+    counts = Counter(plain)
+    return [name if counts[name] == 1 else f"{name}_{i}" for i, name in enumerate(plain)]
+
+
+def _left_behind(datasets: DatasetMap, options: ExportOptions) -> Iterator[str]:
+    """What of a dataset a format has no place for."""
+    if options.format is ExportFormat.blender:
+        if any(dataset.contents.mask_crop for _, dataset in datasets.items()):
+            yield (
+                "masks of the pixels that may be used are left behind, which Blender's format has no place for;"
+                " format=transforms_json keeps them"
+            )
+        if datasets.points is not None:
+            yield "the scene's points are left behind; format=transforms_json keeps those of a single scene"
+    elif datasets.points is not None and len({n for _, d in datasets.items() for n in d.sequence_names}) > 1:
+        yield "the scene's points are left behind, as they are not told apart by sequence"
 
 
 def opengl_poses(cameras: Cameras) -> Float[Tensor, "N 4 4"]:
@@ -115,10 +148,15 @@ def opengl_poses(cameras: Cameras) -> Float[Tensor, "N 4 4"]:
 
 
 class _Writer:
-    def __init__(self, root: Path, datasets: DatasetMap, options: ExportOptions) -> None:
+    """Writes one sequence."""
+
+    def __init__(self, root: Path, sequence: str, datasets: DatasetMap, options: ExportOptions) -> None:
         self._root = root
         self._options = options
         self._splits = dict(datasets.items())
+        self._chosen = {name: _of_sequence(dataset, sequence) for name, dataset in self._splits.items()}
+        only = all(dataset.sequence_names == (sequence,) for dataset in self._splits.values())
+        self._points = datasets.points if only else None
         self._undone = None if options.keep_frame else datasets.dataset_from_world
         self._scale = 1.0 if self._undone is None else self._undone.scale
         self._written: dict[str, _Frame] = {}
@@ -128,7 +166,9 @@ class _Writer:
         entries: dict[str, list[dict[str, Any]]] = {}
         lenses: list[dict[str, Any]] = []
         for name, dataset in self._splits.items():
-            chosen = targets(dataset)
+            chosen = self._chosen[name]
+            if not chosen:
+                continue
             cameras = self._world_cameras(dataset.cameras()[chosen])
             poses = opengl_poses(cameras).tolist()
             entries[name] = []
@@ -152,6 +192,9 @@ class _Writer:
         content: dict[str, Any] = {**(common or {"camera_model": self._models(entries)}), **names}
         if any("depth_file_path" in frame for frame in frames.values()):
             content["depth_unit_scale_factor"] = content["integer_depth_scale"] = self._depth_scale
+        if self._points is not None:
+            content["ply_file_path"] = "points.ply"
+            self._ply(content["ply_file_path"], self._points)
         self._json("transforms.json", {**content, "frames": list(frames.values())})
 
     def _models(self, entries: dict[str, list[dict[str, Any]]]) -> str:
@@ -228,13 +271,21 @@ class _Writer:
     def _step_of_depth(self) -> float:
         """The depth that one step of a 16-bit image stands for, in the dataset's units: the farthest is the last."""
         deepest = 0.0
-        for dataset in self._splits.values():
-            for index in targets(dataset) if dataset.contents.depth_map else ():
+        for name, dataset in self._splits.items():
+            for index in self._chosen[name] if dataset.contents.depth_map else ():
                 depth = dataset[index].depth_map
                 deepest = max(deepest, 0.0 if depth is None else depth.max().item())
         return deepest / 65535 or 1.0
 
+    def _ply(self, name: str, points: Float[Tensor, "P 3"]) -> None:
+        """Points in the files' world, binary."""
+        placed = points.double() if self._undone is None else self._undone.inverse().points(points.double())
+        axes = "".join(f"property float {axis}\n" for axis in "xyz")
+        header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{axes}end_header\n"
+        (self._root / name).write_bytes(header.encode() + placed.numpy().astype("<f4").tobytes())
+
     def _json(self, name: str, content: dict[str, Any]) -> None:
+        self._root.mkdir(parents=True, exist_ok=True)
         (self._root / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -265,13 +316,9 @@ def _opaque_or_not(rgba: UInt8[Tensor, "H W 4"]) -> np.ndarray:
     return pixels if bool((pixels[..., 3] < 255).any()) else np.ascontiguousarray(pixels[..., :3])
 
 
-def _require_one_sequence(datasets: DatasetMap) -> None:
-    names = list(dict.fromkeys(name for _, dataset in datasets.items() for name in dataset.sequence_names))
-    if len(names) > 1:
-        raise DataError(
-            f"found {len(names)} sequences ({shown(names[0])}, ...), which these formats have no place for, expected"
-            " one; choose it by the data source's options (pick_sequences, base_dir of one scene)"
-        )
+def _of_sequence(dataset: DatasetBase, sequence: str) -> list[int]:
+    names = dataset.frame_sequences
+    return [index for index in targets(dataset) if names[index] == sequence]
 
 
 def _require_pinholes(datasets: DatasetMap) -> None:

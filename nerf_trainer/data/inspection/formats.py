@@ -1,17 +1,24 @@
-"""Which format a folder or file of data is in, and the options that read it."""
+"""Which format a folder or file of data is in, and the options that read it.
+
+Names of files tell the format. Only a transforms_train.json is opened: NeRF-synthetic's scenes have one, and so, with
+lenses and masks, may nerfstudio's.
+"""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nerf_trainer.command_line import assignment
 from nerf_trainer.config import registry
-from nerf_trainer.data.files import SCENE_SCHEME, embedded_scene, shown
+from nerf_trainer.data.files import SCENE_SCHEME, JsonNode, embedded_scene, read_json, shown
+from nerf_trainer.data.rendered_mesh.files import FORMATS as MESH_FORMATS
 from nerf_trainer.data.splits import DatasetMapProviderBase
 from nerf_trainer.errors import DataError
 
-MESH_SUFFIXES = (".obj", ".ply", ".glb", ".gltf", ".stl", ".off", ".3mf", ".dae")
-"""Files that are taken for meshes."""
+_SQL_INDEX = "metadata.sqlite"
+_DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+_OF_FRAMES = (*_DISTORTION, "camera_model", "fl_x", "mask_path", "depth_file_path")
 _KNOWN = (
     "transforms_train.json (Blender), transforms.json (nerfstudio), poses_bounds.npy (LLFF), sparse/ or cameras.bin or"
     " cameras.txt (COLMAP), metadata.sqlite, frame_annotations.jgz (CO3D), a mesh file, or folders of Blender scenes"
@@ -26,12 +33,27 @@ class Recognised:
     """Its name, for people."""
     provider: str
     """The name of the provider that reads it."""
-    options: Mapping[str, str]
+    options: Mapping[str, str | int | bool]
     """What to set of the provider's options."""
+
+    def words(self, provider_key: str) -> list[str]:
+        """The overrides that choose the provider and set its options.
+
+        Args:
+            provider_key: the place of the provider in the configuration, without `_class_type`.
+        """
+        options = f"{provider_key}_{self.provider}_args"
+        return [
+            f"{provider_key}_class_type={self.provider}",
+            *(
+                assignment(f"{options}.{key}", value) if isinstance(value, str) else f"{options}.{key}={value}"
+                for key, value in self.options.items()
+            ),
+        ]
 
 
 def recognise(source: str) -> Recognised:
-    """The format of what is at a path, told by the names of its files alone.
+    """The format of what is at a path, told by its files.
 
     Args:
         source: a folder, a mesh file, an SQLite file, or `scene://NAME` for a scene that comes with the package.
@@ -63,14 +85,16 @@ def _recognised(source: str) -> Recognised:
     name = path.name or "scene"
     single = _single(str(path), name)
     if _has(path, "transforms_train.json"):
+        if _is_nerfstudios(path / "transforms_train.json"):
+            return Recognised("a scene in transforms_train.json", "TransformsJsonDatasetMapProvider", single)
         return Recognised("a scene in Blender format", "BlenderDatasetMapProvider", single)
     if _has(path, "transforms.json"):
         return Recognised("a transforms.json scene", "TransformsJsonDatasetMapProvider", single)
     if _has(path, "poses_bounds.npy"):
-        options = {**single, "downscale_factor": str(_llff_factor(path))}
+        options = {**single, "downscale_factor": _llff_factor(path)}
         return Recognised("a scene in LLFF format", "LlffDatasetMapProvider", options)
-    if any(_has(path, "metadata.sqlite") for path in (path, *path.glob("*/"))):
-        return Recognised("a CO3D category with an SQLite index", "SqlIndexDatasetMapProvider", _sql(path))
+    if _has(path, _SQL_INDEX):
+        return Recognised("CO3D frames with an SQLite index", "SqlIndexDatasetMapProvider", _sql(path / _SQL_INDEX))
     co3d = _co3d(path)
     if co3d is not None:
         return co3d
@@ -83,8 +107,24 @@ def _recognised(source: str) -> Recognised:
     raise DataError(f"data_source: no known format in {shown(path)} (found {shown(there)[:80]}); expected {_KNOWN}")
 
 
-def _single(base_dir: str, name: str) -> dict[str, str]:
+def _single(base_dir: str, name: str) -> dict[str, str | int | bool]:
     return {"base_dir": base_dir, "object_name": name}
+
+
+def _is_nerfstudios(file: Path) -> bool:
+    """Whether a transforms_train.json has what Blender's format has no place for: lenses, masks, or intrinsics of each
+    frame. What is wrong with the file is for its provider to say."""
+    try:
+        content = read_json(file)
+        if _beyond_blender(content, (*_DISTORTION, "camera_model")):
+            return True
+        return any(_beyond_blender(frame, _OF_FRAMES) for frame in content.member("frames").elements())
+    except DataError:
+        return False
+
+
+def _beyond_blender(node: JsonNode, keys: Sequence[str]) -> bool:
+    return any(key in node and node.member(key).value != 0 for key in keys)
 
 
 def _has(folder: Path, name: str) -> bool:
@@ -92,10 +132,10 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def _file(path: Path) -> Recognised:
-    if path.suffix.lower() in MESH_SUFFIXES:
+    if path.suffix[1:].lower() in MESH_FORMATS:
         return Recognised("a mesh", "RenderedMeshDatasetMapProvider", {"data_file": str(path)})
     if path.suffix == ".sqlite":
-        return Recognised("CO3D frames with an SQLite index", "SqlIndexDatasetMapProvider", _sql(path.parent))
+        return Recognised("CO3D frames with an SQLite index", "SqlIndexDatasetMapProvider", _sql(path))
     if path.suffix in (".json", ".npy"):
         return _recognised(str(path.parent))
     raise DataError(f"data_source: {shown(path)} is a file of no known format; expected {_KNOWN}")
@@ -113,22 +153,34 @@ def _llff_factor(folder: Path) -> int:
     return min(factors, key=lambda factor: abs(factor - 8)) if factors else 1
 
 
-def _sql(folder: Path) -> dict[str, str]:
-    return {"dataset_root": str(folder)}
+def _sql(index: Path) -> dict[str, str | int | bool]:
+    """An SQLite index, divided by the first of the lists beside it; all frames for every split without."""
+    options: dict[str, str | int | bool] = {"dataset_root": str(index.parent)}
+    if index.name != _SQL_INDEX:
+        options["metadata_basename"] = index.name
+    lists = sorted((index.parent / "set_lists").glob("set_lists_*"))
+    named = [path.relative_to(index.parent) for path in lists if path.suffix in (".sqlite", ".json")]
+    return {**options, "subset_lists_path": str(named[0])} if named else {**options, "ignore_subsets": True}
 
 
 def _co3d(folder: Path) -> Recognised | None:
-    """A category's folder, or a root with one category in it."""
+    """A category's folder, or a root with categories in it: all of CO3D's second format, the first of the first."""
     inside = [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]
     homes = [home for home in inside if _has(home, "frame_annotations.jgz")]
     if not homes:
         return None
-    category = homes[0]
-    options = {"category": category.name, "dataset_root": str(category.parent)}
-    lists = sorted((category / "set_lists").glob("set_lists_*.json"))
-    if not lists:
+    root = {"dataset_root": str(homes[0].parent)}
+    subsets = [{path.stem for path in (home / "set_lists").glob("set_lists_*.json")} for home in homes]
+    if not subsets[0]:
+        category = homes[0].name
+        multi = _has(homes[0], "eval_batches_multisequence.json")
+        task = {"task_str": "multisequence"} if multi else {"test_restrict_sequence_id": 0}
+        options = {"category": category, **root, **task}
         return Recognised("a category in CO3D's first format", "JsonIndexDatasetMapProvider", options)
-    subsets = [path.stem.removeprefix("set_lists_") for path in lists]
-    usual = next((s for s in subsets if s.startswith("manyview_dev")), subsets[0])
-    options = {**options, "subset_name": usual}
-    return Recognised("a category in CO3D's second format", "JsonIndexDatasetMapProviderV2", options)
+    alike = [home for home, of_home in zip(homes, subsets, strict=True) if of_home & subsets[0]]
+    shared = sorted(set.intersection(*(of_home for of_home in subsets if of_home & subsets[0])) or subsets[0])
+    # A manyview list is of a single sequence: quick to look at, and what single scenes are trained on.
+    usual = next((name for name in shared if name.startswith("set_lists_manyview_dev")), shared[0])
+    options = {"category": ",".join(home.name for home in alike), **root}
+    options["subset_name"] = usual.removeprefix("set_lists_")
+    return Recognised("categories in CO3D's second format", "JsonIndexDatasetMapProviderV2", options)

@@ -16,7 +16,8 @@ from torch.nn.functional import interpolate
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.plane_sweep import small_grey
 from nerf_trainer.data.inspection.image_quality import ImageQuality, measure
-from nerf_trainer.data.splits import DatasetBase, DatasetMap
+from nerf_trainer.data.single_scene import SINGLE_SEQUENCE
+from nerf_trainer.data.splits import DatasetBase, DatasetMap, is_known
 from nerf_trainer.errors import DataError
 
 THUMBNAIL_SIDE = 112
@@ -56,8 +57,9 @@ class InspectedFrame:
 
     @property
     def name(self) -> str:
-        """Short, for messages."""
-        return Path(self.path).name or str(self.number)
+        """Short, for messages: its file, after its sequence where that has a name."""
+        file = Path(self.path).name or str(self.number)
+        return file if self.sequence == SINGLE_SEQUENCE else f"{self.sequence}/{file}"
 
 
 @dataclass(frozen=True)
@@ -90,21 +92,21 @@ def inspect(datasets: DatasetMap, max_images: int = 0) -> Inspection:
         datasets: the splits. Source views of held-out frames are not looked at again.
         max_images: decode at most so many frames, spread evenly; 0 for all.
     """
-    splits, shared = _distinct(datasets)
-    places = [(name, split, i) for name, split in splits for i in targets(split)]
+    chosen, shared = _distinct(datasets)
+    places = [(name, split, i) for name, (split, members) in chosen.items() for i in members]
     every = set(range(len(places)))
     if 0 < max_images < len(places):
         every = {k * len(places) // max_images for k in range(max_images)}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         looks = list(threads.map(partial(_look, every), range(len(places)), places))
-    cameras = Cameras.cat([split.cameras()[targets(split)] for _, split in splits])
+    cameras = Cameras.cat([split.cameras()[members] for split, members in chosen.values()])
     frames = []
-    listed = {name: (s.frame_numbers, s.frame_sequences, s.image_paths) for name, s in splits}
+    listed = {name: (s.frame_numbers, s.frame_sequences, s.image_paths) for name, (s, _) in chosen.items()}
     for (name, _, i), found in zip(places, looks, strict=True):
         numbers, sequences, paths = listed[name]
         look, problem = (None, str(found)) if isinstance(found, DataError) else (found, "")
         frames.append(InspectedFrame(name, numbers[i], sequences[i], paths[i], look, problem))
-    return Inspection(tuple(frames), cameras, _depths([split for _, split in splits]), shared)
+    return Inspection(tuple(frames), cameras, _depths([split for split, _ in chosen.values()]), shared)
 
 
 def targets(split: DatasetBase) -> list[int]:
@@ -113,11 +115,21 @@ def targets(split: DatasetBase) -> list[int]:
     return list(range(len(split))) if batches is None else sorted({batch[0] for batch in batches})
 
 
-def _distinct(datasets: DatasetMap) -> tuple[list[tuple[str, DatasetBase]], bool]:
-    splits = list(datasets.items())
-    paths = {name: [split.image_paths[i] for i in targets(split)] for name, split in splits}
+def _distinct(datasets: DatasetMap) -> tuple[dict[str, tuple[DatasetBase, list[int]]], bool]:
+    """The frames of each split to look at: those that it is about, without the known frames of CO3D's val and test that
+    are trained on by design, and val not again where test is the same."""
+    trained = set() if datasets.train is None else set(datasets.train.image_paths)
+    chosen = {}
+    for name, split in datasets.items():
+        paths, types = split.image_paths, split.frame_types
+        by_design = datasets.train is not None and name != "train"
+        members = [
+            i for i in targets(split) if not (by_design and paths[i] in trained and is_known(types[i]))
+        ] or targets(split)
+        chosen[name] = (split, members)
+    paths = {name: sorted(split.image_paths[i] for i in members) for name, (split, members) in chosen.items()}
     shared = "val" in paths and paths["val"] == paths.get("test")
-    return [(name, split) for name, split in splits if not (shared and name == "val")], shared
+    return {name: found for name, found in chosen.items() if not (shared and name == "val")}, shared
 
 
 def _look(every: set[int], k: int, place: tuple[str, DatasetBase, int]) -> Look | DataError | None:

@@ -42,7 +42,7 @@ def check_depths(dataset, views) -> None:
 
 @pytest.mark.parametrize("options", [BLENDER, ExportOptions()], ids=["blender", "transforms_json"])
 def test_round_trips(known: Path, tmp_path: Path, options: ExportOptions):
-    assert export(read_blender(known), tmp_path / "out", options) == 10
+    assert export(read_blender(known), tmp_path / "out", options).n_frames == 10
     read = read_blender if options.format is ExportFormat.blender else read_transforms
     datasets = read(tmp_path / "out")
     assert datasets.train is not None

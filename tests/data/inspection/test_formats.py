@@ -43,7 +43,7 @@ def test_each_format(tmp_path: Path, provider: str, monkeypatch: pytest.MonkeyPa
 
 def test_options_of_some_formats(tmp_path: Path):
     fill(tmp_path, FILES["LlffDatasetMapProvider"])
-    assert formats._recognised(str(tmp_path)).options["downscale_factor"] == "4"
+    assert formats._recognised(str(tmp_path)).options["downscale_factor"] == 4
     fill(tmp_path / "co", FILES["JsonIndexDatasetMapProviderV2"])
     options = formats._recognised(str(tmp_path / "co")).options
     assert options == {"category": "apple", "dataset_root": str(tmp_path / "co"), "subset_name": "manyview_dev_0"}
