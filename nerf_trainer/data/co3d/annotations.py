@@ -2,13 +2,15 @@
 
 A category's index files are arrays of these in JSON (Reizenstein et al. 2021, Common Objects in 3D; the fields are
 those that the dataset's authors document beside their loader). Unknown keys are ignored; an optional value may be
-missing or null. The functions here make annotations out of JSON with care and know the place of what is wrong;
-`index_files` reads whole files.
+missing or null. The types say what is accepted, and msgspec decodes whole files into them (`index_files`); the
+functions here make annotations out of JSON with care and know the place of what is wrong.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from sys import intern
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from msgspec import Meta, Struct
 
 from nerf_trainer.data.co3d.viewpoints import INTRINSICS_FORMATS, NDC_NORM_IMAGE_BOUNDS
 from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode
@@ -16,65 +18,70 @@ from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode
 LARGEST_SIDE = 10**6
 """Images have fewer pixels than this along each side."""
 
-Vector3 = tuple[float, float, float]
+Number = Annotated[float, Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+Positive = Annotated[float, Meta(gt=0, le=LARGEST_NUMBER)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Side = Annotated[int, Meta(ge=1, lt=LARGEST_SIDE)]
+Text = Annotated[str, Meta(min_length=1)]
+Vector3 = tuple[Number, Number, Number]
 
 _Annotation = TypeVar("_Annotation")
 
 
-class ImageAnnotation(NamedTuple):
+class ImageAnnotation(Struct, frozen=True, gc=False):
     """The image of a frame."""
 
-    path: str
+    path: Text
     """The file, relative to the dataset's root."""
-    size: tuple[int, int]
+    size: tuple[Side, Side]
     """Height and width in pixels."""
 
 
-class DepthAnnotation(NamedTuple):
+class DepthAnnotation(Struct, frozen=True, gc=False):
     """The depth map of a frame."""
 
-    path: str
+    path: Text
     """A 16-bit PNG, relative to the dataset's root; each value is the bit pattern of a half-precision float."""
-    scale_adjustment: float
+    scale_adjustment: Positive
     """Depth in world units is the stored float times this."""
-    mask_path: str | None = None
+    mask_path: Text | None = None
     """A PNG, not 0 where the depth agrees with other views and may be evaluated."""
 
 
-class MaskAnnotation(NamedTuple):
+class MaskAnnotation(Struct, frozen=True, gc=False):
     """The foreground mask of a frame."""
 
-    path: str
+    path: Text
     """A PNG with 255 times the probability of foreground, relative to the dataset's root."""
-    mass: float | None = None
+    mass: Number | None = None
     """The sum of the probabilities, in pixels: 0 where nothing was found."""
-    bounding_box_xywh: tuple[float, float, float, float] | None = None
+    bounding_box_xywh: tuple[Number, Number, Number, Number] | None = None
     """Left, top, width and height of the foreground, in pixels of the image."""
 
 
-class ViewpointAnnotation(NamedTuple):
+class ViewpointAnnotation(Struct, frozen=True, gc=False):
     """The camera of a frame in PyTorch3D's axes: row vectors, X_camera = X_world R + T, x left, y up, z forward."""
 
     R: tuple[Vector3, Vector3, Vector3]
     """The rotation, row by row."""
     T: Vector3
     """The translation, in world units."""
-    focal_length: tuple[float, float]
+    focal_length: tuple[Positive, Positive]
     """Focal lengths (x, y), in normalised device coordinates."""
-    principal_point: tuple[float, float]
+    principal_point: tuple[Number, Number]
     """Principal point (x, y) in normalised device coordinates, whose x points left and y up."""
-    intrinsics_format: str = NDC_NORM_IMAGE_BOUNDS
+    intrinsics_format: Literal["ndc_norm_image_bounds", "ndc_isotropic"] = NDC_NORM_IMAGE_BOUNDS
     """`ndc_norm_image_bounds`: the image spans [-1, 1] both ways (CO3D v1); `ndc_isotropic`: its shorter side (v2)."""
 
 
-class FrameAnnotation(NamedTuple):
+class FrameAnnotation(Struct, frozen=True, gc=False):
     """One frame of a sequence."""
 
-    sequence_name: str
+    sequence_name: Text
     """The sequence it belongs to."""
-    frame_number: int
+    frame_number: Count
     """Its number within the sequence."""
-    frame_timestamp: float
+    frame_timestamp: Number
     """Seconds since the video began; negative where unknown."""
     image: ImageAnnotation
     """Its image."""
@@ -84,42 +91,42 @@ class FrameAnnotation(NamedTuple):
     """Its mask, where it has one."""
     viewpoint: ViewpointAnnotation | None = None
     """Its camera, where it was found."""
-    meta: Mapping[str, Any] | None = None
+    meta: dict[str, Any] | None = None
     """Whatever else the dataset's makers wrote; not looked at."""
 
 
-class PointCloudAnnotation(NamedTuple):
+class PointCloudAnnotation(Struct, frozen=True, gc=False):
     """The point cloud of a sequence."""
 
-    path: str
+    path: Text
     """A PLY file, relative to the dataset's root."""
-    quality_score: float
+    quality_score: Number
     """How good it is; larger is better."""
-    n_points: int | None = None
+    n_points: Count | None = None
     """How many points it has."""
 
 
-class VideoAnnotation(NamedTuple):
+class VideoAnnotation(Struct, frozen=True, gc=False):
     """The video that a sequence was taken from."""
 
-    path: str
+    path: Text
     """The file, relative to the dataset's root."""
-    length: float
+    length: Number
     """Its length in seconds."""
 
 
-class SequenceAnnotation(NamedTuple):
+class SequenceAnnotation(Struct, frozen=True, gc=False):
     """One sequence: an object, filmed once."""
 
-    sequence_name: str
+    sequence_name: Text
     """Its name, unique in its category."""
-    category: str
+    category: Text
     """What kind of object it shows."""
     video: VideoAnnotation | None = None
     """Where it came from."""
     point_cloud: PointCloudAnnotation | None = None
     """Its point cloud, where it has one."""
-    viewpoint_quality_score: float | None = None
+    viewpoint_quality_score: Number | None = None
     """How good its cameras are; larger is better."""
 
 

@@ -32,7 +32,6 @@ from nerf_trainer.data.co3d.annotations import (
     VideoAnnotation,
     ViewpointAnnotation,
 )
-from nerf_trainer.data.co3d.columns import fill, in_rows
 from nerf_trainer.data.co3d.index_files import no_collection
 from nerf_trainer.data.co3d.viewpoints import INTRINSICS_FORMATS
 from nerf_trainer.data.files import LARGEST_NUMBER, require_regular_file, shown
@@ -298,8 +297,9 @@ class Database:
             bad = int(np.flatnonzero(~(np.abs(values) < LARGEST_NUMBER).all(axis=1))[0])
             row = [row for row, blob in zip(rows, blobs, strict=True) if blob is not None][bad]
             raise self._wrong(row, name, str(values[bad].tolist()), "finite numbers")
-        numbers = in_rows(values.ravel().tolist(), n if n < 9 else 3)
-        return fill(blobs, numbers if n < 9 else in_rows(numbers, 3))
+        numbers = _in_rows(values.ravel().tolist(), n if n < 9 else 3)
+        of_those = iter(numbers if n < 9 else _in_rows(numbers, 3))
+        return [None if blob is None else next(of_those) for blob in blobs]
 
     def _check_frame(self, row: Sequence[Any], size: Sequence[int] | None) -> None:
         """Refuse a frame whose plain columns hold what they may not: SQLite doesn't mind what a column's type says."""
@@ -390,3 +390,8 @@ def _connect(uri: str) -> Any:
     with contextlib.suppress(sqlite3.DatabaseError):
         connection.execute("PRAGMA query_only = 1")
     return connection
+
+
+def _in_rows(numbers: Sequence[Any], n: int) -> list[Any]:
+    """Tuples of n of them each, from a flat sequence."""
+    return list(zip(*(numbers[i::n] for i in range(n)), strict=True))

@@ -1,9 +1,9 @@
 """Index files of datasets in CO3D's format: gzipped JSON, with an annotation for each frame or sequence.
 
-An index can have hundreds of thousands of frames. Its elements are therefore parsed one at a time and made into
-annotations some thousand at once by `columns`, which only asks whether all is as it should be. Frames that fail there
-go through the careful path in `annotations`, which finds the place and says what is wrong. Whether a frame is accepted
-is the careful path's decision; the other one accepts less or as much.
+An index can have hundreds of thousands of frames. Msgspec decodes it into the types of `annotations`, which it knows
+how to check. Where it finds something wrong, all goes through the careful path in `annotations`, which finds the place
+and says what was expected. Whether a frame is accepted is the careful path's decision; the other accepts less or as
+much.
 """
 
 import gc
@@ -12,9 +12,10 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from nerf_trainer.data.co3d.annotations import (
     FrameAnnotation,
@@ -22,7 +23,6 @@ from nerf_trainer.data.co3d.annotations import (
     frame_annotation,
     sequence_annotation,
 )
-from nerf_trainer.data.co3d.columns import NOT_PLAIN, plain_frames
 from nerf_trainer.data.files import JsonNode, require_regular_file, shown
 from nerf_trainer.errors import DataError
 
@@ -38,8 +38,7 @@ SMALL_INDEX_BYTES = 64 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _START = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*(\]?)")
 _MARK = re.compile(r"[ \t\n\r]*([],])[ \t\n\r]*")
-_AT_ONCE = 1000
-"""Frames whose JSON is in memory at a time."""
+_FRAMES = msgspec.json.Decoder(list[FrameAnnotation])
 
 
 def read_frame_annotations(file: Path) -> list[FrameAnnotation]:
@@ -52,16 +51,12 @@ def read_frame_annotations(file: Path) -> list[FrameAnnotation]:
         DataError: the file is missing, damaged, too large or says something else than annotations; the message has the
             place, such as `[123].viewpoint.R`.
     """
-    found: list[FrameAnnotation] = []
+    text = read_index_text(file)
     with no_collection():
-        elements = _elements(file)
-        while raws := list(islice(elements, _AT_ONCE)):
-            try:
-                found += plain_frames(raws)
-            except NOT_PLAIN:
-                start = len(found)
-                found += [frame_annotation(JsonNode(raw, file, f"[{start + i}]")) for i, raw in enumerate(raws)]
-    return found
+        try:
+            return _FRAMES.decode(text)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError):
+            return [frame_annotation(JsonNode(raw, file, f"[{i}]")) for i, raw in enumerate(_elements(text, file))]
 
 
 def read_sequence_annotations(file: Path) -> list[SequenceAnnotation]:
@@ -69,7 +64,10 @@ def read_sequence_annotations(file: Path) -> list[SequenceAnnotation]:
 
     Args and Raises: as `read_frame_annotations`.
     """
-    return [sequence_annotation(JsonNode(raw, file, f"[{i}]")) for i, raw in enumerate(_elements(file))]
+    return [
+        sequence_annotation(JsonNode(raw, file, f"[{i}]"))
+        for i, raw in enumerate(_elements(read_index_text(file), file))
+    ]
 
 
 @contextmanager
@@ -128,9 +126,8 @@ def _unzipped(content: bytes, limit: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _elements(file: Path) -> Iterator[Any]:
-    """The elements of the array that a file holds, parsed one by one, so that few of their objects live at a time."""
-    text = read_index_text(file)
+def _elements(text: str, file: Path) -> Iterator[Any]:
+    """The elements of the array that a file's text holds, parsed one by one."""
     decode, mark = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode, _MARK.match
     start = _START.match(text)
     if start is None:

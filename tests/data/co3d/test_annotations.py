@@ -1,9 +1,11 @@
 """Annotations out of JSON: what is taken, and what is said of what is not."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from nerf_trainer.data.co3d.annotations import (
@@ -171,3 +173,24 @@ def test_wrong_sequences(place, value, message):
     with pytest.raises(DataError) as raised:
         sequence(changed(SEQUENCE, place, value))
     assert str(raised.value).startswith(f"sequences.jgz: {message}")
+
+
+MEMBERS = ("depth", "mask", "viewpoint", "meta", "mask.bounding_box_xywh", "mask.mass", "depth.mask_path")
+
+
+@pytest.mark.parametrize("place", MEMBERS)
+def test_whole_files_are_decoded_into_the_same(place):
+    raw = changed(FRAME, place, None)
+    assert msgspec.json.decode(json.dumps(raw), type=FrameAnnotation) == frame(raw)
+
+
+@pytest.mark.parametrize(("place", "value", "message"), WRONG)
+def test_what_is_refused_with_care_is_never_decoded(place, value, message):
+    with pytest.raises(msgspec.MsgspecError):
+        msgspec.json.decode(json.dumps(changed(FRAME, place, value)), type=FrameAnnotation)
+
+
+@pytest.mark.parametrize("place", ["frame_number", "frame_timestamp", "mask.mass", "viewpoint.T.0", "image.size.0"])
+def test_numbers_beyond_all_measure(place):
+    with pytest.raises(msgspec.MsgspecError):
+        msgspec.json.decode(json.dumps(changed(FRAME, place, 10**400)), type=FrameAnnotation)
