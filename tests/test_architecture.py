@@ -37,6 +37,7 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/gpu/test_streaming.py": "pools that come to a device while it is busy",
     "tests/test_experiment_cli.py": "nerf_runner as it is typed",
     "tests/test_known_scene.py": "the scene that tests of formats write",
+    "tests/test_documented_commands.py": "README and docs",
     "tests/test_every_format.py": "all formats and datasets, one beside the other",
     "tests/data/test_fault_rows.py": "bad input, for every format of single scenes",
     "tests/test_component_matrix.py": "every field under every renderer",
