@@ -72,6 +72,16 @@ def options_text(names: Sequence[str]) -> str:
     return f"{', '.join(names[: max(1, fitting)])}, ... ({len(names)} in all)"
 
 
+def require_at_least(name: str, value: int, least: int) -> None:
+    """Refuse an option that is too small.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if value < least:
+        raise ConfigError(f"{name}: found {value}, expected a whole number of at least {least}")
+
+
 def keyed_line(key: str, message: str) -> str:
     """``key: message`` on one line, short enough for a command to print it after ``error: ``."""
     message = " ".join(message.split())

@@ -206,7 +206,8 @@ class FrameData:
     sequence_name: tuple[str, ...] = ()
     """The sequence each frame belongs to."""
     frame_number: tuple[int, ...] = ()
-    """Each frame's number within its split's file."""
+    """Each frame's number, unique within its split's file (in a dataset of sequences, within its sequence). In test
+    splits a target and a source view may bear the same number; the image path tells them apart."""
     frame_type: tuple[str, ...] = ()
     """known or unseen (CO3D's words for what may and may not be trained on)."""
     frame_timestamp: Float[Tensor, "B"] | None = None

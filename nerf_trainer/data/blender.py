@@ -28,11 +28,11 @@ from nerf_trainer.data.files import (
     scene_folder,
     shown,
 )
-from nerf_trainer.data.photographs import Photograph, PhotographOptions, repeats, require_at_least
+from nerf_trainer.data.photographs import Photograph, PhotographOptions, downscaled_hw, repeats
 from nerf_trainer.data.poses import camera_from_opengl, read_rigid_poses, skew_notices
 from nerf_trainer.data.single_scene import SingleSceneDataset
 from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap
-from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.errors import DataError, require_at_least
 
 _LENS = ("k1", "k2", "k3", "k4", "p1", "p2")
 """Coefficients of lens distortion, which this format has none of."""
@@ -107,10 +107,8 @@ class BlenderDatasetMapProvider(BlenderSceneOptions):
             T=T.float(),
             focal=torch.tensor([lens.focal for lens in lenses]) / factor,
             principal_point=torch.tensor([lens.principal_point for lens in lenses]) / factor,
-            image_size_hw=torch.tensor(sizes) // factor,
+            image_size_hw=downscaled_hw(scan.headers, factor, shown(file)),
         )
-        if int(cameras.image_size_hw.min()) == 0:
-            raise ConfigError(f"downscale_factor: found {factor}, larger than the images of {shown(file)}; lower it")
         dataset = self.dataset(scan, cameras, factor)
         return dataset.subset(range(len(dataset)), KNOWN if split == "train" else UNSEEN)
 

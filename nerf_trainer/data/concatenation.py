@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, chain
 from typing import TypeVar
 
@@ -16,7 +17,8 @@ _Value = TypeVar("_Value")
 
 
 class ConcatenatedDataset(DatasetBase):
-    """The frames of several datasets, one dataset after the other, with all that they say of them.
+    """The frames of several datasets, one dataset after the other, with all that they say of them; times and
+    categories only where every dataset has them.
 
     Evaluation batches are not taken over.
     """
@@ -39,7 +41,10 @@ class ConcatenatedDataset(DatasetBase):
 
     def __getitem__(self, index: int) -> FrameData:
         part, i = self._place(index)
-        return part[i]
+        frame = part[i]
+        if self._times is None:
+            frame = replace(frame, frame_timestamp=None)
+        return frame if self._categories is not None else replace(frame, sequence_category=())
 
     def rgba(self, index: int) -> UInt8[Tensor, "H W 4"]:
         part, i = self._place(index)

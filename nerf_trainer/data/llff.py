@@ -26,8 +26,9 @@ from nerf_trainer.data.files import (
     scene_folder,
     shown,
 )
+from nerf_trainer.data.held_out import HeldOutPhotographs
 from nerf_trainer.data.images import SUFFIXES
-from nerf_trainer.data.photographs import Photograph, PhotographOptions, Scan, every_nth, require_at_least
+from nerf_trainer.data.photographs import Photograph, Scan, as_read, require_shape
 from nerf_trainer.data.poses import checked_rotation, skew_notices
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.data.world import WorldFrame, moved, settled
@@ -42,21 +43,19 @@ _N_COLUMNS = 17
 
 
 @registry.register
-class LlffDatasetMapProvider(PhotographOptions):
+class LlffDatasetMapProvider(HeldOutPhotographs):
     """The splits of a scene in LLFF's format; val and test are the same views.
 
     What is done to the world is `DatasetMap.dataset_from_world`.
     """
 
+    downscale_factor: int = 4
+    """Read `images_N`, N being this factor; without that folder, average blocks of N x N pixels of `images`. 1 reads
+    `images`."""
     base_dir: str
     """The scene's folder, with its poses_bounds.npy."""
     object_name: str
     """The scene's name, for messages."""
-    downscale_factor: int = 4
-    """Read `images_N`, N being this factor; without that folder, average blocks of N x N pixels of `images`. 1 reads
-    `images`."""
-    hold_out_every: int = 8
-    """Hold out every so many-th view, from the first, for val and test; 0 trains on all."""
     recenter: bool = True
     """Make the mean pose the identity: x right, y up, z back towards the viewer."""
     bd_factor: float | None = 0.75
@@ -67,10 +66,6 @@ class LlffDatasetMapProvider(PhotographOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least("downscale_factor", self.downscale_factor, 1)
-        require_at_least("hold_out_every", self.hold_out_every, 0)
-        if self.hold_out_every == 1:
-            raise ConfigError("hold_out_every: found 1, which holds out all views; expected 0 (none) or at least 2")
         if self.bd_factor is not None and not 0.0 < self.bd_factor < LARGEST_NUMBER:
             raise ConfigError(f"bd_factor: found {self.bd_factor}, expected a number above 0, or null")
 
@@ -81,19 +76,14 @@ class LlffDatasetMapProvider(PhotographOptions):
         cameras, by = self._settled(rows.views)
         scan = self.scan(self.object_name, photographs)
         frames = self.dataset(scan, self._cameras(root, scan, cameras, rows, factor), factor)
-        learned, held_out = (set(part) for part in every_nth(len(photographs), self.hold_out_every))
-        of_train = [i for i, number in enumerate(scan.kept) if number in learned]
-        of_test = [i for i, number in enumerate(scan.kept) if number in held_out]
-        datasets = self.divided(self.object_name, frames, of_train, of_test, of_test)
+        datasets = self.with_held_out(self.object_name, frames, scan, range(len(photographs)))
         shrunk = (
             [f"{shown(root)}: no folder images_{factor}, blocks of {factor}x{factor} pixels of images are averaged"]
             if factor > 1
             else []
         )
-        return DatasetMap(
-            train=datasets.train,
-            val=datasets.val,
-            test=datasets.test,
+        return replace(
+            datasets,
             notices=(*rows.notices, *scan.notices, *shrunk, *datasets.notices),
             dataset_from_world=None if by.is_identity else by,
         )
@@ -145,21 +135,9 @@ class LlffDatasetMapProvider(PhotographOptions):
         """The scanned views with the intrinsics of the images as they are read."""
         kept = list(scan.kept)
         chosen, written = views[kept], rows.views.image_size_hw[kept]
-        sizes = torch.tensor([header.size_hw for header in scan.headers])
-        for photograph, found, expected in zip(scan.photographs, sizes.tolist(), written.tolist(), strict=True):
-            _require_shape(photograph.where, found, expected, rows.file)
-        if int((sizes // factor).min()) == 0:
-            raise ConfigError(f"downscale_factor: found {factor}, larger than the images of {shown(root)}; lower it")
-        wh = sizes.double().flip(-1)
-        assert chosen.bounds is not None
-        return Cameras(
-            R=chosen.R.float(),
-            T=chosen.T.float(),
-            focal=(chosen.focal * wh / written.double().flip(-1) / factor).float(),
-            principal_point=(0.5 * wh / factor).float(),
-            image_size_hw=sizes // factor,
-            bounds=chosen.bounds.float(),
-        )
+        for photograph, header, expected in zip(scan.photographs, scan.headers, written.tolist(), strict=True):
+            require_shape(photograph.where, header.size_hw, expected, f"{shown(rows.file)} is written for")
+        return as_read(chosen, written, scan.headers, factor, shown(root))
 
 
 @dataclass(frozen=True)
@@ -238,18 +216,6 @@ def _read_table(file: Path) -> Float[np.ndarray, "N 17"]:
     if bad.any():
         raise _wrong(f"{shown(file)}: row {int(bad.argmax())}", "finite numbers", "others")
     return table
-
-
-def _require_shape(where: str, found: list[int], written: list[int], file: Path) -> None:
-    """Refuse an image that is not the photograph of its pose in another size; each side may be rounded by a pixel."""
-    height, width = found
-    scale = width / written[1]
-    if abs(height - written[0] * scale) > 1.0 + written[0] / written[1]:
-        turned = " (turned by a quarter?)" if (height > width) != (written[0] > written[1]) else ""
-        raise DataError(
-            f"{where}: found {width}x{height} pixels (width x height){turned}, expected the shape of the"
-            f" {written[1]}x{written[0]} that {shown(file)} is written for; shrink the photographs without cutting them"
-        )
 
 
 def _wrong(where: str, expected: str, found: str) -> DataError:

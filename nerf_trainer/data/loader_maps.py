@@ -19,7 +19,7 @@ from nerf_trainer.data.samplers import DoublePoolBatchSampler, SourceViews
 from nerf_trainer.data.scene_batches import SceneBatchLoader
 from nerf_trainer.data.splits import DatasetBase, DatasetMap, is_known, is_unseen
 from nerf_trainer.data.streaming import StreamingFrameLoader
-from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.errors import ConfigError, DataError, require_at_least
 
 RGBA_BYTES = 4
 """What a pixel takes in a `PixelStore`."""
@@ -65,14 +65,14 @@ class ResidentDataLoaderMapProvider(DataLoaderMapProviderBase):
     as there are processors, at most 8."""
 
     def __post_init__(self) -> None:
-        _require_at_least("dataset_length_train", self.dataset_length_train, 1)
-        _require_at_least("steps_per_pool", self.steps_per_pool, 1)
+        require_at_least("dataset_length_train", self.dataset_length_train, 1)
+        require_at_least("steps_per_pool", self.steps_per_pool, 1)
         for name, value in (
             ("dataset_length_val", self.dataset_length_val),
             ("dataset_length_test", self.dataset_length_test),
             ("num_workers", self.num_workers),
         ):
-            _require_at_least(name, value, 0)
+            require_at_least(name, value, 0)
 
     def get_data_loader_map(self, datasets: DatasetMap) -> DataLoaderMap:
         train, notices = (None, ()) if datasets.train is None else self._training(datasets.train)
@@ -132,11 +132,11 @@ class ImageDataLoaderMapProvider(DataLoaderMapProviderBase):
     """Test views, spread evenly over the split; 0 for all."""
 
     def __post_init__(self) -> None:
-        _require_at_least("batch_size", self.batch_size, 1)
-        _require_at_least("num_workers", self.num_workers, 0)
-        _require_at_least("dataset_length_train", self.dataset_length_train, 0)
-        _require_at_least("dataset_length_val", self.dataset_length_val, 0)
-        _require_at_least("dataset_length_test", self.dataset_length_test, 0)
+        require_at_least("batch_size", self.batch_size, 1)
+        require_at_least("num_workers", self.num_workers, 0)
+        require_at_least("dataset_length_train", self.dataset_length_train, 0)
+        require_at_least("dataset_length_val", self.dataset_length_val, 0)
+        require_at_least("dataset_length_test", self.dataset_length_test, 0)
 
 
 class ConditionedDataLoaderMapProvider(ImageDataLoaderMapProvider):
@@ -314,8 +314,3 @@ class SimpleDataLoaderMapProvider(ImageDataLoaderMapProvider):
 
 def _evaluation(dataset: DatasetBase | None, n_steps: int, num_workers: int) -> EvaluationFrameLoader | None:
     return None if dataset is None else EvaluationFrameLoader(dataset, n_steps, num_workers)
-
-
-def _require_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name}: found {value}, expected a whole number of at least {least}")

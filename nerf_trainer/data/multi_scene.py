@@ -231,5 +231,5 @@ class MultiSceneDatasetMapProvider(BlenderSceneOptions):
             allow_external=self.allow_external,
         )
         if self._leaves_out:
-            provider.leave_out_bad_frames()
+            provider.leave_out_bad_frames(self._most_bad)
         return provider.get_dataset_map()

@@ -8,19 +8,21 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+
+import torch
+from jaxtyping import Int, Num
+from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.data.files import shown
 from nerf_trainer.data.images import MAX_MEGAPIXELS, ImageHeader, read_depth, read_header, read_rgba
 from nerf_trainer.data.single_scene import MaskRole, SceneFrame, SingleSceneDataset
-from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap, DatasetMapProviderBase
-from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.data.splits import KNOWN, MOST_BAD_FRAMES, UNSEEN, DatasetMap, DatasetMapProviderBase
+from nerf_trainer.errors import ConfigError, DataError, require_at_least
 
-MOST_BAD_FRAMES = 0.05
-"""Largest part of a scene's frames that on_bad_frame=skip leaves out."""
 _AT_ONCE = 16
 """Images that a thread looks at before it asks for more."""
 
@@ -34,7 +36,7 @@ class Photograph:
     where: str
     """The place in the dataset that names it, for messages."""
     number: int
-    """The frame's number within its file."""
+    """The frame's number, unique within its split's file."""
     mask_path: Path | None = None
     """An image of the same size whose grey (or alpha) is the mask, white inside."""
     depth_path: Path | None = None
@@ -76,7 +78,6 @@ class PhotographOptions(DatasetMapProviderBase):
         require_at_least("n_known_frames_for_test", self.n_known_frames_for_test or 0, 0)
 
     def leave_out_bad_frames(self, most: float = MOST_BAD_FRAMES) -> None:
-        """As the base says; `most` is the largest part of the frames that is left out."""
         self._leaves_out, self._most_bad = True, most
 
     def scan(self, scene: str, photographs: Sequence[Photograph]) -> Scan:
@@ -88,7 +89,7 @@ class PhotographOptions(DatasetMapProviderBase):
 
         Raises:
             DataError: a file is missing, damaged, no image, too large or of another size than its image; with
-                on_bad_frame=skip only where that is more than `MOST_BAD_FRAMES` of the frames.
+                on_bad_frame=skip only where that is too large a part of the frames (`leave_out_bad_frames`).
         """
         check = self._decoded if self._leaves_out else self._header
         runs = [photographs[i : i + _AT_ONCE] for i in range(0, len(photographs), _AT_ONCE)]
@@ -181,20 +182,67 @@ class PhotographOptions(DatasetMapProviderBase):
         )
 
 
-def every_nth(n: int, step: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out: every `step`-th of n from the first is held out; none where step is 0."""
-    held_out = list(range(0, n, step)) if step else []
-    return [i for i in range(n) if not step or i % step], held_out
-
-
-def require_at_least(name: str, value: int, least: int) -> None:
-    """Refuse an option that is too small.
+def downscaled_hw(headers: Sequence[ImageHeader], factor: int, scene: str) -> Int[Tensor, "N 2"]:
+    """The images' sizes (height, width) once blocks of factor x factor pixels are averaged.
 
     Raises:
-        ConfigError: naming the option.
+        ConfigError: an image is smaller than a block.
     """
-    if value < least:
-        raise ConfigError(f"{name}: found {value}, expected a whole number of at least {least}")
+    sizes = torch.tensor([header.size_hw for header in headers]) // factor
+    if int(sizes.min()) == 0:
+        raise ConfigError(f"downscale_factor: found {factor}, larger than the images of {shown(scene)}; lower it")
+    return sizes
+
+
+def require_shape(where: str, found_hw: Sequence[int], solved_hw: Sequence[int], solved: str) -> None:
+    """Refuse an image that is not what its pose was solved for in another size; each side may be rounded by a pixel.
+
+    Args:
+        where: the place in the dataset that names the image, for messages.
+        found_hw: the image's height and width.
+        solved_hw: those that its intrinsics are for.
+        solved: what has those, for messages: "cameras.bin is written for".
+
+    Raises:
+        DataError: the image was cut, turned, or is another.
+    """
+    (height, width), (full_height, full_width) = found_hw, solved_hw
+    if abs(height - full_height * width / full_width) > 1.0 + full_height / full_width:
+        turned = " (turned by a quarter?)" if (height > width) != (full_height > full_width) else ""
+        raise DataError(
+            f"{where}: found {width}x{height} pixels (width x height){turned}, expected the shape of the"
+            f" {full_width}x{full_height} that {solved}; use the photographs that the poses were solved for, or shrink"
+            " them without cutting"
+        )
+
+
+def as_read(
+    views: Cameras, solved_hw: Num[Tensor, "N 2"], headers: Sequence[ImageHeader], factor: int, scene: str
+) -> Cameras:
+    """The views in float32, with the intrinsics of the images as they are read.
+
+    Args:
+        views: posed views with intrinsics for images of the sizes `solved_hw`.
+        solved_hw: heights and widths, pixels.
+        headers: the images that there are.
+        factor: by how much they have yet to be shrunk.
+        scene: the scene's name or file, for messages.
+
+    Raises:
+        ConfigError: an image is smaller than a block of factor x factor pixels.
+    """
+    size_hw = downscaled_hw(headers, factor, scene)
+    wh = torch.tensor([header.size_hw[::-1] for header in headers], dtype=torch.float64)
+    scale = wh / solved_hw.double().flip(-1) / factor
+    return replace(
+        views,
+        R=views.R.float(),
+        T=views.T.float(),
+        focal=(views.focal * scale).float(),
+        principal_point=(views.principal_point * scale).float(),
+        image_size_hw=size_hw,
+        bounds=None if views.bounds is None else views.bounds.float(),
+    )
 
 
 def repeats(scene: str, train: SingleSceneDataset, test: SingleSceneDataset | None) -> list[str]:

@@ -45,7 +45,8 @@ class SceneFrame:
     path: Path
     """The image file."""
     number: int
-    """The frame's number within its split's file."""
+    """The frame's number, unique within its split's file. Source views of test targets come from another file and may
+    bear the same numbers; the path tells them apart."""
     has_alpha: bool
     """Whether the file's alpha says what is foreground."""
     frame_type: str = KNOWN

@@ -17,6 +17,9 @@ from nerf_trainer.geometry.similarity import Similarity
 KNOWN, UNSEEN = "known", "unseen"
 """Frame types: what may be trained on, and what is held out. CO3D says of which subset too, as test_unseen."""
 
+MOST_BAD_FRAMES = 0.05
+"""Largest part of a scene's frames that on_bad_frame=skip leaves out."""
+
 
 def is_known(frame_type: str) -> bool:
     """Whether a frame type is one of those that models may be shown: known, train_known, test_known, ..."""
@@ -59,7 +62,11 @@ class DatasetBase(ABC):
     @property
     @abstractmethod
     def frame_numbers(self) -> tuple[int, ...]:
-        """Each frame's number within its sequence or file."""
+        """Each frame's number, unique within its split's file (in a dataset of sequences, within its sequence).
+
+        In test splits with source views, a target and a source may bear the same number; the image path tells them
+        apart.
+        """
 
     @property
     @abstractmethod
@@ -153,8 +160,12 @@ class DatasetMapProviderBase(ReplaceableBase):
             DataError: the dataset is missing, damaged or breaks its format's rules.
         """
 
-    def leave_out_bad_frames(self) -> None:
+    def leave_out_bad_frames(self, most: float = MOST_BAD_FRAMES) -> None:
         """Told before `get_dataset_map` by a data source with on_bad_frame=skip: leave out frames that can't be read.
+
+        Args:
+            most: the largest part of a scene's frames that is left out, from 0 to 1; with more of them bad
+                `get_dataset_map` raises a `DataError`.
 
         Raises:
             ConfigError: this provider can't.

@@ -68,6 +68,8 @@ class FakeFrames(DatasetBase):
             sequence_name=(self._sequences[index],),
             frame_number=(self._numbers[index],),
             frame_type=(self._types[index],),
+            frame_timestamp=None if self._times is None else torch.tensor([self._times[index]]),
+            sequence_category=() if self._categories is None else (self._categories[index],),
             image_path=(self._paths[index],),
         )
 

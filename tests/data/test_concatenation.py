@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nerf_trainer.data.concatenation import ConcatenatedDataset
+from nerf_trainer.data.multi_scene import JoinedDataset
 from tests.data.frames_kit import FakeFrames
 
 
@@ -26,6 +27,15 @@ def test_frames_stand_in_a_row():
 def test_what_a_part_does_not_know_the_whole_does_not():
     both = ConcatenatedDataset([FakeFrames("ab", times=(0.0, 1.0), categories="xy"), FakeFrames("c")])
     assert both.frame_timestamps is None and both.frame_categories is None
+    for frame in (both[0], both[2], JoinedDataset({"scene": both})[0]):
+        assert frame.frame_timestamp is None and frame.sequence_category == ()
+
+
+def test_frames_keep_what_all_parts_know():
+    both = ConcatenatedDataset([FakeFrames("ab", times=(0.0, 1.0), categories="xy"), FakeFrames("c", times=(2.0,))])
+    assert both[1].frame_timestamp == 1.0 and both[1].sequence_category == ()
+    both = ConcatenatedDataset([FakeFrames("ab", times=(0.0, 1.0), categories="xy"), FakeFrames("c", categories="z")])
+    assert both[2].frame_timestamp is None and both[2].sequence_category == ("z",)
 
 
 def test_nothing_to_join_is_refused():

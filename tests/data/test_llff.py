@@ -120,6 +120,7 @@ def test_every_so_many_th_view_is_held_out(scene: Path, views: list[KnownView]):
     assert train.frame_numbers == (1, 2, 3, 5, 6, 7) and set(train.frame_types) == {"known"}
     assert test.frame_numbers[:3] == val.frame_numbers[:3] == (0, 4, 8) and set(test.frame_types[:3]) == {"unseen"}
     assert [len(batch) for batch in test.get_eval_batches() or ()] == [3, 3, 3]
+    assert "known: every 4th view is held out for val and test (hold_out_every): 3 of 9" in datasets.notices
     assert len(of(read(scene, **ORIGINAL).test)) == 2  # 0 and 8 of nine
 
 

@@ -177,3 +177,15 @@ def test_joined_frames_keep_their_masks_and_categories():
     assert joined.valid(2) is mask and joined.valid(0) is None and joined.contents.mask_crop
     assert joined.frame_categories == ("p", "p", "q") and joined.frame_types[2] == "test_known"
     assert joined[2].sequence_name == ("y",) and joined[2].mask_crop.sum() == 0
+
+
+def test_the_limit_on_bad_frames_holds_for_each_scene(folder):
+    """One of the three training views of the first scene is a third, which is more than the usual limit."""
+    (image,) = (folder / "ant").glob("train/*1.png")
+    image.write_bytes(b"damaged")
+    strict, lenient = provider(folder, n_held_out_scenes=1), provider(folder, n_held_out_scenes=1)
+    strict.leave_out_bad_frames()
+    with pytest.raises(DataError, match="leaves out at most 5% of the frames, found 1 of 3 bad"):
+        strict.get_dataset_map()
+    lenient.leave_out_bad_frames(0.5)
+    assert Counter(lenient.get_dataset_map().train.frame_sequences) == {"ant": 2, "bee": 4, "cow": 5}

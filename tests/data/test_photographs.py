@@ -1,6 +1,7 @@
 """What every format that lists image files has in common: scans, bad frames, divisions."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from PIL import Image
 
 from nerf_trainer.cameras.cameras import Cameras
-from nerf_trainer.data.photographs import Photograph, PhotographOptions, every_nth, require_at_least
+from nerf_trainer.data.images import ImageHeader
+from nerf_trainer.data.photographs import Photograph, PhotographOptions, as_read, downscaled_hw, require_shape
 from nerf_trainer.data.single_scene import SingleSceneDataset
 from nerf_trainer.data.splits import DatasetMap
-from nerf_trainer.errors import ConfigError, DataError
+from nerf_trainer.errors import ConfigError, DataError, require_at_least
 from tests.scene_kit import orbit
 
 SIZE = 6
@@ -171,9 +173,47 @@ def test_repeats_are_noticed(listed):
     ]
 
 
-def test_every_nth_is_held_out():
-    assert every_nth(10, 4) == ([1, 2, 3, 5, 6, 7, 9], [0, 4, 8])
-    assert every_nth(3, 0) == ([0, 1, 2], []) and every_nth(2, 8) == ([1], [0])
+HEADERS = [ImageHeader((9, 12), has_alpha=False), ImageHeader((17, 25), has_alpha=False)]
+
+
+def test_intrinsics_follow_the_images_that_are_read():
+    """Solved at 18x24: the first image is a copy of half the size, the second a pixel larger, both are shrunk by 2."""
+    posed = orbit(2, size=SIZE)
+    views = replace(
+        posed,
+        R=posed.R.double(),
+        focal=torch.tensor([[30.0, 32.0]] * 2),
+        principal_point=torch.full((2, 2), 8.0),
+        bounds=torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double(),
+    )
+    read = as_read(views, torch.tensor([[18, 24]] * 2), HEADERS, 2, "scene")
+    assert read.image_size_hw.tolist() == [[4, 6], [8, 12]]
+    torch.testing.assert_close(read.focal, torch.tensor([[7.5, 8.0], [30 * 25 / 48, 32 * 17 / 36]]))
+    torch.testing.assert_close(read.principal_point, torch.tensor([[2.0, 2.0], [8 * 25 / 48, 8 * 17 / 36]]))
+    assert read.R.dtype == torch.float32 and read.bounds is not None and read.bounds.dtype == torch.float32
+    assert torch.equal(read.T, posed.T)
+
+
+def test_images_smaller_than_a_block_are_refused():
+    assert downscaled_hw(HEADERS, 9, "scene").tolist() == [[1, 1], [1, 2]]
+    with pytest.raises(ConfigError, match="downscale_factor: found 10, larger than the images of scene; lower it"):
+        downscaled_hw(HEADERS, 10, "scene")
+
+
+@pytest.mark.parametrize("found_hw", [(36, 48), (18, 24), (12, 16), (72, 96), (7, 10), (5, 7)])
+def test_copies_of_another_size_have_the_shape(found_hw):
+    require_shape("frame 2", found_hw, (36, 48), "its camera has")
+
+
+@pytest.mark.parametrize(
+    ("found_hw", "found"),
+    [((30, 48), r"48x30 pixels \(width x height\),"), ((48, 36), r"36x48 pixels \(width x height\) \(turned by a")],
+)
+def test_cut_and_turned_images_are_refused(found_hw, found):
+    with pytest.raises(
+        DataError, match=rf"frame 2: found {found}.* expected the shape of the 48x36 that its camera has"
+    ):
+        require_shape("frame 2", found_hw, (36, 48), "its camera has")
 
 
 def test_options_are_checked():

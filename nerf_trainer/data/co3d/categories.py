@@ -20,9 +20,10 @@ class IndexedDatasetOptions(DatasetMapProviderBase):
     """What providers of annotated frames have in common."""
 
     _leaves_out = False
+    _most_bad = MOST_BAD_FRAMES
 
-    def leave_out_bad_frames(self) -> None:
-        self._leaves_out = True
+    def leave_out_bad_frames(self, most: float = MOST_BAD_FRAMES) -> None:
+        self._leaves_out, self._most_bad = True, most
 
     def splits(
         self,
@@ -50,9 +51,9 @@ class IndexedDatasetOptions(DatasetMapProviderBase):
 
     def _without_bad_frames(self, dataset: IndexDatasetBase, notices: list[str]) -> IndexDatasetBase:
         places, problems = dataset.sound()
-        if len(problems) > MOST_BAD_FRAMES * len(dataset):
+        if len(problems) > self._most_bad * len(dataset):
             raise DataError(
-                f"{shown(dataset.index.file)}: on_bad_frame=skip leaves out at most {MOST_BAD_FRAMES:.0%} of the"
+                f"{shown(dataset.index.file)}: on_bad_frame=skip leaves out at most {self._most_bad:.0%} of the"
                 f" frames, found {len(problems)} of {len(dataset)} bad; the first: {problems[0]}"
             )
         lines = [f"left out ({len(problems)} of {len(dataset)} frames): {problem}" for problem in problems]

@@ -16,9 +16,10 @@ from nerf_trainer.data.colmap.folders import ImageFolder, find_model, listed, re
 from nerf_trainer.data.colmap.model import ColmapCamera, ColmapImage, ColmapModel, ColmapPoints
 from nerf_trainer.data.colmap.reader import ModelFiles
 from nerf_trainer.data.files import resolve_inside, scene_folder, shown
+from nerf_trainer.data.held_out import HeldOutPhotographs
 from nerf_trainer.data.images import ImageHeader
 from nerf_trainer.data.lens_checks import require_invertible
-from nerf_trainer.data.photographs import Photograph, PhotographOptions, every_nth, require_at_least
+from nerf_trainer.data.photographs import Photograph, as_read, require_shape
 from nerf_trainer.data.single_scene import MaskRole
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.data.world import WorldFrame, moved, settled
@@ -38,7 +39,7 @@ the other views'."""
 
 
 @registry.register
-class ColmapDatasetMapProvider(PhotographOptions):
+class ColmapDatasetMapProvider(HeldOutPhotographs):
     """The splits of a scene that COLMAP solved; val and test are the same views.
 
     Frames stand in the order of their names. Near and far of each view come from the points that it shows.
@@ -58,10 +59,6 @@ class ColmapDatasetMapProvider(PhotographOptions):
     `masks` where there is one."""
     masks: MaskRole = MaskRole.VALID
     """What masks mean. For COLMAP, black is what it must not look at: VALID leaves it out of training and scores."""
-    downscale_factor: int = 1
-    """Read `images_N` where there is one, N being this factor; else average blocks of N x N pixels."""
-    hold_out_every: int = 8
-    """Hold out every so many-th view, from the first, for val and test; 0 trains on all."""
     world: WorldFrame = WorldFrame.UPRIGHT
     """Where the origin lies, how the axes point and how long the unit is: COLMAP leaves them to chance."""
     scale_to_points: bool = True
@@ -76,10 +73,6 @@ class ColmapDatasetMapProvider(PhotographOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least("downscale_factor", self.downscale_factor, 1)
-        require_at_least("hold_out_every", self.hold_out_every, 0)
-        if self.hold_out_every == 1:
-            raise ConfigError("hold_out_every: found 1, which holds out all views; expected 0 (none) or at least 2")
         if not 0.0 < self.near_margin <= 1.0 <= self.far_margin < 1e6:
             raise ConfigError(
                 f"near_margin, far_margin: found {self.near_margin}, {self.far_margin}, expected"
@@ -101,13 +94,11 @@ class ColmapDatasetMapProvider(PhotographOptions):
         if self.scale_to_points and self.world is not WorldFrame.AS_IS:
             posed, by = _scaled_to_points(posed, by, model.points)
         kept = list(scan.kept)
-        views, sized = _as_read(posed[kept], [model.images[i] for i in kept], model, scan.headers, factor)
+        sized = _compared_sizes([model.images[i] for i in kept], model, scan.headers)
+        views = as_read(posed[kept], posed.image_size_hw[kept], scan.headers, factor, name)
         require_invertible(views, lambda i: scan.photographs[i].where)
         frames = self.dataset(scan, views, factor, self.masks)
-        learned, held_out = (set(part) for part in every_nth(len(model.images), self.hold_out_every))
-        of_train = [i for i, number in enumerate(scan.kept) if number in learned]
-        of_test = [i for i, number in enumerate(scan.kept) if number in held_out]
-        datasets = self.divided(name, frames, of_train, of_test, of_test)
+        datasets = self.with_held_out(name, frames, scan, range(len(model.images)))
         points = by.points(torch.from_numpy(model.points.positions)).float()
         return replace(
             datasets,
@@ -243,51 +234,26 @@ def _lenses(cameras: Sequence[ColmapCamera]) -> Lenses | None:
     )
 
 
-def _as_read(
-    posed: Cameras, images: Sequence[ColmapImage], model: ColmapModel, headers: Sequence[ImageHeader], factor: int
-) -> tuple[Cameras, list[str]]:
-    """The views with the intrinsics of the photographs as they are read, and what to say of sizes that differ.
+def _compared_sizes(images: Sequence[ColmapImage], model: ColmapModel, headers: Sequence[ImageHeader]) -> list[str]:
+    """What to say of photographs that are not of the size COLMAP saw.
 
     Raises:
         DataError: a photograph is not its camera's image in another size.
     """
-    for image, header in zip(images, headers, strict=True):
-        _require_shape(image, model.cameras[image.camera].size_hw, header.size_hw)
-    sizes = torch.tensor([header.size_hw for header in headers])
-    if int((sizes // factor).min()) == 0:
-        raise ConfigError(f"downscale_factor: found {factor}, larger than the photographs; lower it")
-    scale = sizes.double().flip(-1) / posed.image_size_hw.double().flip(-1)
-    views = Cameras(
-        R=posed.R.float(),
-        T=posed.T.float(),
-        focal=(posed.focal * scale / factor).float(),
-        principal_point=(posed.principal_point * scale / factor).float(),
-        image_size_hw=sizes // factor,
-        lenses=posed.lenses,
-        bounds=None if posed.bounds is None else posed.bounds.float(),
-    )
-    differ = (sizes != posed.image_size_hw).any(dim=1)
-    if not differ.any():
-        return views, []
-    first = int(differ.int().argmax())
-    (height, width), (full_height, full_width) = sizes[first].tolist(), posed.image_size_hw[first].tolist()
-    return views, [
-        f"{int(differ.sum())} of {len(images)} photographs are not of the size COLMAP saw"
-        f" ({shown(images[first].name)[:40]}: {width}x{height} against {full_width}x{full_height}): intrinsics are"
+    pairs = [
+        (header.size_hw, model.cameras[image.camera].size_hw) for image, header in zip(images, headers, strict=True)
+    ]
+    for image, (found_hw, solved_hw) in zip(images, pairs, strict=True):
+        require_shape(image.where, found_hw, solved_hw, "its camera has")
+    differ = [i for i, (found_hw, solved_hw) in enumerate(pairs) if found_hw != solved_hw]
+    if not differ:
+        return []
+    (height, width), (full_height, full_width) = pairs[differ[0]]
+    return [
+        f"{len(differ)} of {len(images)} photographs are not of the size COLMAP saw"
+        f" ({shown(images[differ[0]].name)[:40]}: {width}x{height} against {full_width}x{full_height}): intrinsics are"
         " scaled"
     ]
-
-
-def _require_shape(image: ColmapImage, solved_hw: tuple[int, int], found_hw: tuple[int, int]) -> None:
-    """Refuse a photograph that is not what COLMAP saw in another size; each side may be rounded by a pixel."""
-    (height, width), (full_height, full_width) = found_hw, solved_hw
-    slack = 1.0 / full_width + 1.0 / full_height
-    if abs(width / full_width - height / full_height) > slack and found_hw != solved_hw:
-        turned = " (turned by a quarter?)" if found_hw[::-1] == solved_hw else ""
-        raise DataError(
-            f"{image.where}: found a photograph of {width}x{height} pixels (width x height){turned}, expected the"
-            f" {full_width}x{full_height} of its camera, or those shrunk; use the photographs that COLMAP was given"
-        )
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import registry
 from nerf_trainer.data.files import shown
 from nerf_trainer.data.images import MAX_MEGAPIXELS
-from nerf_trainer.data.photographs import require_at_least
 from nerf_trainer.data.rendered_mesh.files import read_mesh
 from nerf_trainer.data.rendered_mesh.rendering import Light, MeshRenderer
 from nerf_trainer.data.rendered_mesh.surfaces import painted_knot
 from nerf_trainer.data.single_scene import SINGLE_SEQUENCE, batches_with_known
 from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetBase, DatasetMap, DatasetMapProviderBase
-from nerf_trainer.errors import ConfigError
+from nerf_trainer.errors import ConfigError, require_at_least
 from nerf_trainer.frames import FrameContents, FrameData
 
 CACHE_BYTES = 2 * 2**30

@@ -11,9 +11,10 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from nerf_trainer.data.files import JsonNode, ScenePaths, shown
+from nerf_trainer.data.images import SUFFIXES
 from nerf_trainer.data.photographs import Photograph
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".PNG", ".JPG", ".JPEG")
+_TRIED_SUFFIXES = (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))
 """What is tried after a file_path that names nothing as it is."""
 
 
@@ -99,7 +100,7 @@ class FrameFiles:
 
     def _image(self, written: str, where: str) -> Path:
         written = os.path.join(self.folder, written)
-        return self.paths.find(written, where, SUFFIXES) or self.paths.resolve(written, where)
+        return self.paths.find(written, where, _TRIED_SUFFIXES) or self.paths.resolve(written, where)
 
 
 def dynamic_mask_notices(photographs: Sequence[Photograph]) -> list[str]:

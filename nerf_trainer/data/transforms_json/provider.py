@@ -25,9 +25,10 @@ from torch import Tensor
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import registry
 from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode, ScenePaths, read_json, resolve_inside, scene_folder, shown
+from nerf_trainer.data.held_out import HeldOutPhotographs
 from nerf_trainer.data.images import ImageHeader
 from nerf_trainer.data.lens_checks import require_invertible
-from nerf_trainer.data.photographs import Photograph, PhotographOptions, Scan, every_nth, require_at_least
+from nerf_trainer.data.photographs import Photograph, Scan, as_read
 from nerf_trainer.data.ply_points import read_ply_points
 from nerf_trainer.data.poses import camera_from_opengl, read_rigid_poses, skew_notices
 from nerf_trainer.data.single_scene import MaskRole
@@ -51,7 +52,7 @@ _UNUSED = {
 
 
 @registry.register
-class TransformsJsonDatasetMapProvider(PhotographOptions):
+class TransformsJsonDatasetMapProvider(HeldOutPhotographs):
     """The splits of a scene in transforms.json, or in transforms_train.json and its val and test."""
 
     base_dir: str
@@ -61,12 +62,6 @@ class TransformsJsonDatasetMapProvider(PhotographOptions):
     file: str = "transforms.json"
     """The JSON file, relative to base_dir. Without a transforms.json, transforms_train.json and its val and test are
     read."""
-    hold_out_every: int = 8
-    """Hold out every so many-th view, in order of the images' names, for val and test, where the file has no splits; 0
-    trains on all."""
-    downscale_factor: int = 1
-    """Read images that are this many times smaller: those of images_2 beside images (2 being this factor), and of
-    masks_2, if they are there; without them, blocks of that many pixels squared are averaged."""
     masks: MaskRole = MaskRole.VALID
     """What the masks of mask_path say: nerfstudio's are of pixels that may be used."""
     load_depth: bool = True
@@ -80,10 +75,6 @@ class TransformsJsonDatasetMapProvider(PhotographOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least("downscale_factor", self.downscale_factor, 1)
-        require_at_least("hold_out_every", self.hold_out_every, 0)
-        if self.hold_out_every == 1:
-            raise ConfigError("hold_out_every: found 1, which holds out all views; expected 0 (none) or at least 2")
         if not 0.0 < self.depth_unit < LARGEST_NUMBER:
             raise ConfigError(f"depth_unit: found {self.depth_unit}, expected a number above 0")
 
@@ -106,13 +97,17 @@ class TransformsJsonDatasetMapProvider(PhotographOptions):
         notices += dynamic_mask_notices(photographs)
         scan = self.scan(name, photographs)
         frames = [(file, frame) for file in files for frame in file.frames]
-        cameras = self._cameras(posed, frames, scan, shrunk_by)
+        cameras = self._cameras(name, posed, frames, scan, shrunk_by)
         factor = self.downscale_factor // shrunk_by
         dataset = self.dataset(scan, cameras, factor, self.masks)
-        places = {original: place for place, original in enumerate(scan.kept)}
-        of_split = self._splits(files, named, notices)
-        train, val, test = ([places[i] for i in of_split[split] if i in places] for split in SPLITS)
-        datasets = self.divided(name, dataset, train, val, test)
+        of_split = _named_splits(files, named)
+        if of_split is None:
+            by_name = sorted(range(len(photographs)), key=lambda i: named[0][i].image)
+            datasets = self.with_held_out(name, dataset, scan, by_name)
+        else:
+            places = {original: place for place, original in enumerate(scan.kept)}
+            train, val, test = ([places[i] for i in of_split[split] if i in places] for split in SPLITS)
+            datasets = self.divided(name, dataset, train, val, test)
         whole = by.after(applied)
         return replace(
             datasets,
@@ -214,7 +209,12 @@ class TransformsJsonDatasetMapProvider(PhotographOptions):
         return 1
 
     def _cameras(
-        self, posed: Cameras, frames: list[tuple["_TransformsFile", JsonNode]], scan: Scan, shrunk_by: int
+        self,
+        scene: str,
+        posed: Cameras,
+        frames: list[tuple["_TransformsFile", JsonNode]],
+        scan: Scan,
+        shrunk_by: int,
     ) -> Cameras:
         """The views of the scanned frames, with the intrinsics of the images as they are read."""
         kept, factor = list(scan.kept), self.downscale_factor // shrunk_by
@@ -223,43 +223,16 @@ class TransformsJsonDatasetMapProvider(PhotographOptions):
         for i, header, photograph in zip(kept, scan.headers, scan.photographs, strict=True):
             file, frame = frames[i]
             views.append(_intrinsics(readers[id(file)], frame, header, photograph, shrunk_by))
-        sizes = torch.tensor([header.size_hw for header in scan.headers])
-        written = torch.tensor([view.size_hw for view in views], dtype=torch.float64)
-        scale = sizes.double().flip(-1) / written.flip(-1) / factor
-        cameras = replace(
+        views_of_files = replace(
             posed[kept],
-            focal=torch.tensor([view.focal for view in views], dtype=torch.float64) * scale,
-            principal_point=torch.tensor([view.principal_point for view in views], dtype=torch.float64) * scale,
-            image_size_hw=sizes // factor,
+            focal=torch.tensor([view.focal for view in views], dtype=torch.float64),
+            principal_point=torch.tensor([view.principal_point for view in views], dtype=torch.float64),
             lenses=lenses_of(views),
         )
-        if int(cameras.image_size_hw.min()) == 0:
-            raise ConfigError(f"downscale_factor: found {self.downscale_factor}, larger than an image; lower it")
-        cameras = _single_precision(cameras)
+        written = torch.tensor([view.size_hw for view in views], dtype=torch.float64)
+        cameras = as_read(views_of_files, written, scan.headers, factor, scene)
         require_invertible(cameras, lambda i: frames[kept[i]][1].where)
         return cameras
-
-    def _splits(
-        self, files: list["_TransformsFile"], named: list[list[NamedFiles]], notices: list[str]
-    ) -> dict[str, list[int]]:
-        """The frames of each split, by their place among those of all files."""
-        if files[0].split:
-            starts = torch.tensor([0, *(len(file.frames) for file in files)]).cumsum(0).tolist()
-            ranges = {file.split: list(range(starts[i], starts[i] + len(file.frames))) for i, file in enumerate(files)}
-            return {split: ranges.get(split, []) for split in SPLITS}
-        [file], [frames] = files, named
-        written = [split for split in SPLITS if f"{split}_filenames" in file.content]
-        if written:
-            return _listed_splits(file.content, frames, written)
-        order = sorted(range(len(frames)), key=lambda i: frames[i].image)
-        learned, held_out = every_nth(len(frames), self.hold_out_every)
-        train, test = sorted(order[i] for i in learned), sorted(order[i] for i in held_out)
-        if test:
-            notices.append(
-                f"{shown(file.content.file)}: no splits, so that every {self.hold_out_every}th view is held out"
-                f" (hold_out_every): {len(train)} to train on, {len(test)} for val and test"
-            )
-        return {"train": train, "val": test, "test": test}
 
     def _points(self, root: Path, files: list["_TransformsFile"], by: Similarity) -> Float[Tensor, "P 3"] | None:
         """The points that the (first) file names, in the dataset's frame."""
@@ -309,6 +282,17 @@ def _intrinsics(
     return view
 
 
+def _named_splits(files: list[_TransformsFile], named: list[list[NamedFiles]]) -> dict[str, list[int]] | None:
+    """The frames of each split, by their place among those of all files; None where nothing says which they are."""
+    if files[0].split:
+        starts = torch.tensor([0, *(len(file.frames) for file in files)]).cumsum(0).tolist()
+        ranges = {file.split: list(range(starts[i], starts[i] + len(file.frames))) for i, file in enumerate(files)}
+        return {split: ranges.get(split, []) for split in SPLITS}
+    [file], [frames] = files, named
+    written = [split for split in SPLITS if f"{split}_filenames" in file.content]
+    return _listed_splits(file.content, frames, written) if written else None
+
+
 def _listed_splits(content: JsonNode, frames: list[NamedFiles], written: list[str]) -> dict[str, list[int]]:
     """The frames that the lists of file names give to each split; without a list, train has those of no other."""
     places: dict[str, list[int]] = {}
@@ -348,15 +332,3 @@ def _flag(content: JsonNode, key: str, default: bool = False) -> bool:
     if not isinstance(node.value, bool):
         raise node.wrong("true or false")
     return node.value
-
-
-def _single_precision(cameras: Cameras) -> Cameras:
-    """The same views as they are trained with."""
-    return replace(
-        cameras,
-        R=cameras.R.float(),
-        T=cameras.T.float(),
-        focal=cameras.focal.float(),
-        principal_point=cameras.principal_point.float(),
-        bounds=None if cameras.bounds is None else cameras.bounds.float(),
-    )

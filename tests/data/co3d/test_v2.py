@@ -12,7 +12,7 @@ from nerf_trainer.data.co3d.v1 import JsonIndexDatasetMapProvider
 from nerf_trainer.data.co3d.v2 import JsonIndexDatasetMapProviderV2, add_known_frames
 from nerf_trainer.data.loaders import ResidentFrameLoader
 from nerf_trainer.data.scene_batches import KeptFrames
-from nerf_trainer.data.splits import DatasetBase, DatasetMap
+from nerf_trainer.data.splits import MOST_BAD_FRAMES, DatasetBase, DatasetMap
 from nerf_trainer.errors import ConfigError, DataError
 from nerf_trainer.evaluation.view_synthesis import evaluate_view
 from nerf_trainer.models.base import Predictions, Targets
@@ -24,12 +24,12 @@ WHOLE = {"image_height": None, "image_width": None, "box_crop": False}
 """Options under which a frame is its file."""
 
 
-def load(written: Written, skip: bool = False, dataset: dict | None = None, **options) -> DatasetMap:
+def load(written: Written, skip: float | None = None, dataset: dict | None = None, **options) -> DatasetMap:
     values = {"category": CATEGORY, "subset_name": "fewview_dev", "dataset_root": str(written.root), **options}
     chosen = Factory.of(JsonIndexDataset, **(WHOLE if dataset is None else dataset))
     provider = JsonIndexDatasetMapProviderV2(dataset=chosen, **values)
-    if skip:
-        provider.leave_out_bad_frames()
+    if skip is not None:
+        provider.leave_out_bad_frames(skip)
     return provider.get_dataset_map()
 
 
@@ -256,14 +256,15 @@ def test_bad_frames_are_left_out(tmp_path):
     write_v2(written, {"train": range(20), "val": [20], "test": [20, 21, 22, 23]}, [[20, 21], [22, 23]])
     image = written.root / written.frames[5]["image"]["path"]
     image.write_bytes(image.read_bytes()[:100])
-    splits = load(written, skip=True)
+    splits = load(written, skip=MOST_BAD_FRAMES)
     assert keys_of(splits.train) == [("only", 10 + i) for i in range(20) if i != 5]
     check_views(splits.train, views_of(written, splits.train))
     assert "left out (1 of 20 frames)" in splits.notices[0] and "frame000015.png" in splits.notices[0]
     mask = written.root / written.frames[6]["mask"]["path"]
     mask.unlink()
     with pytest.raises(DataError, match="leaves out at most 5% of the frames, found 2 of 20 bad"):
-        load(written, skip=True)
+        load(written, skip=MOST_BAD_FRAMES)
+    assert len(load(written, skip=0.1).train) == 18
 
 
 def test_one_missing_camera_is_left_out(tmp_path):
@@ -273,7 +274,7 @@ def test_one_missing_camera_is_left_out(tmp_path):
     written.annotate()
     with pytest.raises(DataError, match="viewpoint of frame 13 of only: found none, as in 1 of 20 frames"):
         load(written)
-    assert len(load(written, skip=True).train) == 19
+    assert len(load(written, skip=MOST_BAD_FRAMES).train) == 19
 
 
 def test_paths_may_not_leave_the_root(v2, tmp_path):

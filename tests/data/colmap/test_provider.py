@@ -129,7 +129,8 @@ def test_splits(tmp_path):
     datasets = load(folder)
     assert [Path(path).name for path in datasets.test.image_paths] == [name_of(0), name_of(8)]
     assert datasets.val.image_paths == datasets.test.image_paths
-    assert datasets.train.frame_numbers == (1, 2, 3, 4, 5, 6, 7) and datasets.notices == ()
+    assert datasets.train.frame_numbers == (1, 2, 3, 4, 5, 6, 7)
+    assert datasets.notices == ("s: every 8th view is held out for val and test (hold_out_every): 2 of 9",)
     assert set(datasets.test.frame_types) == {"unseen"}
     check_views(datasets.train, views[1:8], datasets.dataset_from_world)
     assert load(folder, hold_out_every=3).test.frame_numbers == (0, 3, 6)
@@ -191,7 +192,7 @@ def test_stray_points_leave_bounds_alone(scene):
 
 def test_a_model_without_points(scene):
     (scene / "sparse" / "0" / "points3D.bin").unlink()
-    datasets = load(scene)
+    datasets = load(scene, hold_out_every=0)
     assert datasets.points is None and datasets.train.cameras().bounds is None
     [notice] = datasets.notices
     assert "images.bin: no points, so that near and far of the views are not known" in notice
@@ -252,7 +253,7 @@ def test_photographs_that_are_not_registered(tmp_path, n_more, expected):
     for i in range(n_more):
         Image.fromarray(views[0].rgb).save(folder / "images" / f"extra_{i}.png")
     (folder / "images" / "notes.txt").write_text("no photograph")
-    [notice] = load(folder).notices
+    [notice] = load(folder, hold_out_every=0).notices
     assert all(part in notice for part in expected) and len(notice) < 400
     assert "low" in notice or n_more == 1
 
@@ -369,7 +370,7 @@ def test_blocks_are_averaged(scene, views):
     assert datasets.train.rgba(0).shape == (18, 24, 4) and datasets.notices == ()
     mean = views[0].rgb.reshape(18, 2, 24, 2, 3).astype(float).mean(axis=(1, 3))
     np.testing.assert_allclose(datasets.train.rgba(0)[..., :3].numpy(), mean, atol=0.51)
-    with pytest.raises(ConfigError, match="downscale_factor: found 100, larger than the photographs"):
+    with pytest.raises(ConfigError, match="downscale_factor: found 100, larger than the images of"):
         load(scene, downscale_factor=100)
 
 
@@ -407,7 +408,7 @@ def test_photographs_of_another_shape(scene, views):
     for size, found in (((48, 30), "48x30"), ((36, 48), r"36x48 pixels \(width x height\) \(turned by a quarter\?\)")):
         Image.new("RGB", size).save(path)
         with pytest.raises(
-            DataError, match=rf"view_002.png: found a photograph of {found}.*expected the 48x36 of its cam"
+            DataError, match=rf"view_002.png: found {found}.*expected the shape of the 48x36 that its cam"
         ):
             load(scene)
     Image.new("RGB", (23, 18)).save(path)  # half, rounded

@@ -232,7 +232,9 @@ def test_splits_by_names_where_there_are_no_lists(tmp_path):
     assert read_map.train.frame_numbers == (0, 1, 3, 4)
     assert read_map.test.frame_numbers == read_map.val.frame_numbers == (2, 5)
     check_views(read_map.test, [ring(6)[3], ring(6)[0]])
-    assert any("4 to train on, 2 for val and test" in notice for notice in read_map.notices)
+    assert any(
+        "every 3rd view is held out for val and test (hold_out_every): 2 of 6" in notice for notice in read_map.notices
+    )
 
 
 def test_several_files(tmp_path):
@@ -512,7 +514,7 @@ def test_bad_options(tmp_path, options, message):
 
 def test_more_downscaling_than_there_are_pixels(tmp_path):
     save(tmp_path, nerfstudio(tmp_path, ring(2)))
-    with pytest.raises(ConfigError, match="downscale_factor: found 37, larger than an image"):
+    with pytest.raises(ConfigError, match="downscale_factor: found 37, larger than the images of"):
         read(tmp_path, downscale_factor=37)
 
 
