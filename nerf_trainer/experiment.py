@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -195,7 +195,7 @@ class Experiment(Configurable):
         train = None if self.training_loop.eval_only else loaders.train  # evaluation goes by what was learned
         names = train.contents.sequence_names if train is not None else ()
         model.learn_sequences(names)
-        views = datasets.train.cameras() if train is not None and datasets.train is not None else None
+        views = datasets.train.cameras if train is not None and datasets.train is not None else None
         if views is not None:
             model.learn_views(views)
         run = TrainingRun(
@@ -264,7 +264,7 @@ def _set_option(component: Configurable, name: str, value: object) -> None:
 
 
 def _new_model(
-    factory: ModelFactoryBase, names: Sequence[str], views: Cameras | None, seed: int
+    factory: ModelFactoryBase, names: Sequence[str], views: Callable[[], Cameras] | None, seed: int
 ) -> ImplicitronModelBase:
     seed_everything(seed)
     model = factory.new_model()

@@ -111,11 +111,12 @@ class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
             ConfigError: there are more of them than the model has room for.
         """
 
-    def learn_views(self, cameras: Cameras) -> None:
+    def learn_views(self, views: Callable[[], Cameras]) -> None:
         """Told once before training, after a checkpoint is loaded and before the optimizer is made.
 
         Args:
-            cameras: the views of the training split, in host memory, the same on every rank.
+            views: gives the views of the training split, in host memory, the same on every rank; called only where
+                they are needed, because a dataset may have to look into masks for them.
 
         Raises:
             ConfigError: the model can't be trained on such views.

@@ -347,8 +347,8 @@ class RayModel(ImplicitronModelBase):
         if self.global_encoder is not None:
             self.global_encoder.learn_sequences(names)
 
-    def learn_views(self, cameras: Cameras) -> None:
-        self.raysampler.learn_views(cameras)
+    def learn_views(self, views: Callable[[], Cameras]) -> None:
+        self.raysampler.learn_views(views)
 
     def _distinct_fields(self) -> tuple[ImplicitFunctionBase, ...]:
         return tuple(dict.fromkeys(self.passes()))

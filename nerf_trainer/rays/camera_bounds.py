@@ -1,5 +1,6 @@
 """Samples between the depths that the dataset knows for each camera (LLFF, COLMAP)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -38,13 +39,13 @@ class CameraBoundsRaySampler(PinholeRaySampler):
                 " far_factor (0 < near_factor with linear_in_disparity)"
             )
 
-    def learn_views(self, cameras: Cameras) -> None:
+    def learn_views(self, views: Callable[[], Cameras]) -> None:
         """Nothing is kept.
 
         Raises:
             ConfigError: the training views have no bounds.
         """
-        _bounds(cameras)
+        _bounds(views())
 
     def bounds(
         self, cameras: Cameras, camera_index: Int[Tensor, "*rays"]

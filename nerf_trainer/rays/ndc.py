@@ -7,6 +7,7 @@ Symbols: o, d are a ray's origin and direction in the world (x right, y up, z ba
 projection's constants for x and y: the cotangents of half the angles of view, 2 f / W and 2 f / H.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -95,13 +96,14 @@ class NDCRaySampler(PinholeRaySampler):
                 )
         self._cotangents = torch.nn.Buffer(torch.full((2,), torch.nan))  # until views or a checkpoint say
 
-    def learn_views(self, cameras: Cameras) -> None:
+    def learn_views(self, views: Callable[[], Cameras]) -> None:
         """Take the projection from the training views, where no checkpoint brought it: the mean of their a.
 
         Raises:
             ConfigError: not all of them look down -z from behind the near plane, or that cuts off what most of them
                 see.
         """
+        cameras = views()
         self._require_facing(cameras)
         self._require_in_sight(cameras)
         if bool(self._cotangents.isnan().any()):

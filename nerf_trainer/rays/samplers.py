@@ -1,6 +1,7 @@
 """Ray samplers: which rays a batch is rendered along, and where their first samples lie."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 
@@ -61,11 +62,11 @@ class RaySamplerBase(ReplaceableBase, torch.nn.Module):
         """What a user should know of drawing from batches that hold this, one line each."""
         return ()
 
-    def learn_views(self, cameras: Cameras) -> None:
+    def learn_views(self, views: Callable[[], Cameras]) -> None:
         """Told once before training, after a checkpoint is loaded.
 
         Args:
-            cameras: the training views, in host memory.
+            views: gives the training views, in host memory; may take a while, so that it is called only where needed.
 
         Raises:
             ConfigError: this sampler can't place samples along their rays.

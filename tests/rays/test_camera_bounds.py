@@ -21,7 +21,7 @@ def test_samples_of_a_view_lie_between_two_planes() -> None:
     sampler = CameraBoundsRaySampler(n_pts_per_ray_evaluation=5)
     assert registry.get(RaySamplerBase, "CameraBoundsRaySampler") is CameraBoundsRaySampler
     cameras = bounded()
-    sampler.learn_views(cameras)
+    sampler.learn_views(lambda: cameras)
     rays = sampler.grid(cameras, (8, 8))
     _, depth = cameras.project(rays.points)
     for view, (near, far) in enumerate(((1.8, 6.0), (0.9, 10.0))):
@@ -41,9 +41,10 @@ def test_bounds_are_widened_as_asked() -> None:
 
 def test_views_without_bounds_are_refused() -> None:
     sampler = CameraBoundsRaySampler()
-    for ask in (sampler.learn_views, sampler.draw):
+    views = orbit(2)
+    for ask in (lambda: sampler.learn_views(lambda: views), lambda: sampler.draw(views)):
         with pytest.raises(ConfigError, match="the dataset knows no bounds of its cameras; use NearFarRaySampler"):
-            ask(orbit(2))
+            ask()
 
 
 @pytest.mark.parametrize(

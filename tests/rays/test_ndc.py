@@ -44,7 +44,7 @@ def learned(cameras: Cameras | None = None, **options) -> NDCRaySampler:
         "n_pts_per_ray_evaluation": 9,
     }
     sampler = NDCRaySampler(**(values | options))
-    sampler.learn_views(facing_cameras() if cameras is None else cameras)
+    sampler.learn_views(facing_cameras if cameras is None else lambda: cameras)
     seed_streams(sampler, 0)
     return sampler
 
@@ -145,11 +145,11 @@ def test_the_projection_is_kept_with_the_weights() -> None:
         assert rays.directions[..., :2].isnan().all()  # nothing is known yet, and nothing renders
     resumed.load_state_dict(first.state_dict())
     torch.testing.assert_close(resumed.grid(other, (2, 2)).origins, first.grid(other, (2, 2)).origins)
-    resumed.learn_views(other)  # as a resumed run does: what was learned first stays
+    resumed.learn_views(lambda: other)  # as a resumed run does: what was learned first stays
     torch.testing.assert_close(resumed.state_dict(), first.state_dict())
     fresh = NDCRaySampler()
     fresh.load_state_dict(NDCRaySampler().state_dict())
-    fresh.learn_views(other)
+    fresh.learn_views(lambda: other)
     torch.testing.assert_close(fresh.state_dict()["_cotangents"], torch.tensor([2 * 50 / 16, 2 * 50 / 12]))
 
 
@@ -206,7 +206,7 @@ def small_model(**options) -> OverfitModel:
 
 def test_a_model_compares_no_metric_depth_and_says_so() -> None:
     model = small_model()
-    model.learn_views(facing_cameras())
+    model.learn_views(facing_cameras)
     with_depth = FrameContents(depth_map=True, fg_probability=False)
     notices = [line for line in model.check_data(with_depth) if "measures depth in NDC" in line]
     assert len(notices) == 1
@@ -222,7 +222,7 @@ def test_a_model_compares_no_metric_depth_and_says_so() -> None:
 
 def test_a_model_passes_on_its_views_and_keeps_them() -> None:
     model = small_model()
-    model.learn_views(facing_cameras())
+    model.learn_views(facing_cameras)
     assert model.capturable
     assert [name for name in model.state_dict() if name.endswith("_cotangents")] == ["raysampler._cotangents"]
 

@@ -11,7 +11,7 @@ from nerf_trainer.errors import ConfigError
 from nerf_trainer.frames import PixelStore
 from nerf_trainer.randomness import seed_streams
 from nerf_trainer.rays.bundle import RayBundle
-from nerf_trainer.rays.samplers import AdaptiveRaySampler, NearFarRaySampler
+from nerf_trainer.rays.samplers import AdaptiveRaySampler, NearFarRaySampler, RaySamplerBase
 from tests.scene_kit import orbit
 
 ONE_SAMPLE = {"n_pts_per_ray_training": 1, "n_pts_per_ray_evaluation": 1}
@@ -224,3 +224,13 @@ def test_cone_radii_of_distorted_views() -> None:
     torch.testing.assert_close(same, expected, rtol=1e-3, atol=0.0)
     assert (wider[0, 0, 0] / expected[0, 0, 0]).item() > 1.2
     torch.testing.assert_close(wider[0, 7, 7], expected[0, 7, 7], rtol=1e-2, atol=0.0)
+
+
+@pytest.mark.parametrize("sampler", [AdaptiveRaySampler(), NearFarRaySampler()], ids=["adaptive", "near_far"])
+def test_views_that_nobody_needs_are_not_asked_for(sampler: RaySamplerBase) -> None:
+    """A dataset may have to read masks to know its cameras."""
+
+    def views() -> Cameras:
+        raise AssertionError("asked for")
+
+    sampler.learn_views(views)
