@@ -5,6 +5,7 @@ sees the point at that depth, and compares the patches around both by their zero
 (ZNCC), which is 1 for equal patches whatever their brightness and contrast. With wrong poses no depth fits.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate
+from torch.nn.functional import grid_sample, interpolate
 
 from nerf_trainer.cameras.cameras import Cameras
 
@@ -21,9 +22,10 @@ SIDE = 72
 """Longer side of the images that are compared, pixels."""
 _WINDOW = 7
 """Side of the patches that are compared, pixels."""
-_N_DEPTHS = 36
 _NEAREST, _FARTHEST = 1.0, 60.0
-"""Depths that are tried, in distances between the two views."""
+"""Depths that are tried, in distances between the two views: evenly in 1 / depth, so that what is looked up moves by no
+more than a pixel from one to the next. Steps of more pixels step over the depth of fine textures."""
+_MOST_DEPTHS = 160
 _MAX_ANGLE = 35.0
 """Views that look more than this apart, degrees, show too little in common."""
 _MIN_BASELINE = 0.15
@@ -38,8 +40,10 @@ class Match:
 
     score: float
     """Mean over the textured patches of the best ZNCC over depths, 0 where none is in view; in [0, 1]."""
-    depths: Float[Tensor, "n"]
-    """Depths along the first view's axis of the patches that fit well (ZNCC above 0.9)."""
+    depths: Float[Tensor, "h w"]
+    """The depth along the first view's axis at which the patch around each pixel fits best."""
+    fits: Float[Tensor, "h w"]
+    """How well it fits there: ZNCC, 0 where the patch has too little texture or is in view at no depth."""
 
 
 def small_grey(rgba: Float[Tensor, "H W 4"], side: int = SIDE) -> Float[Tensor, "h w"]:
@@ -128,7 +132,7 @@ def _nearest(cameras: Cameras, most: int) -> list[list[int]]:
     ]
 
 
-def match(cameras: Cameras, first: Float[Tensor, "h w"], second: Float[Tensor, "k l"], chunk: int = 16) -> Match | None:
+def match(cameras: Cameras, first: Float[Tensor, "h w"], second: Float[Tensor, "k l"]) -> Match | None:
     """Sweep the depths of one view and compare it with another.
 
     Args:
@@ -144,7 +148,9 @@ def match(cameras: Cameras, first: Float[Tensor, "h w"], second: Float[Tensor, "
     if textured.float().mean() < 0.03 or min(first.shape) < 2 * _WINDOW:
         return None
     baseline = (cameras.centers[0] - cameras.centers[1]).norm()
-    distances = baseline / torch.linspace(1 / _FARTHEST, 1 / _NEAREST, _N_DEPTHS)
+    # Seen from a baseline b to the side, a point at depth d is moved by focal b / d pixels.
+    pixels = cameras.focal.max().item() * (1 / _NEAREST - 1 / _FARTHEST)
+    distances = baseline / torch.linspace(1 / _FARTHEST, 1 / _NEAREST, min(_MOST_DEPTHS, math.ceil(pixels) + 1))
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     xy = torch.stack([x, y], dim=-1).reshape(1, -1, 2)
     # A point at depth d is start + d step in the second view's axes: two points of each ray say where all are.
@@ -154,8 +160,7 @@ def match(cameras: Cameras, first: Float[Tensor, "h w"], second: Float[Tensor, "
     there = cameras[1].plane_to_pixels((local[..., :2] / local[..., 2:])[None])[0]
     looked_up, seen = _look_up(second, there.reshape(-1, height, width, 2), local[..., 2].reshape(-1, height, width))
     best, index = _zncc(first, looked_up).where(seen, 0.0).clamp(min=0).max(dim=0)
-    sure = textured & (best > 0.9)
-    return Match(best[textured].mean().item(), distances[index][sure])
+    return Match(best[textured].mean().item(), distances[index], best.where(textured, 0.0))
 
 
 def _look_up(
@@ -183,5 +188,12 @@ def _patches(images: Float[Tensor, "n 1 h w"]) -> tuple[Float[Tensor, "n 1 h w"]
 
 
 def _blur(images: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
-    rows = avg_pool2d(images, (_WINDOW, 1), stride=1, padding=(_WINDOW // 2, 0), count_include_pad=False)
-    return avg_pool2d(rows, (1, _WINDOW), stride=1, padding=(0, _WINDOW // 2), count_include_pad=False)
+    """Means of patches, of what of them lies within the image; products with bands of ones are the fastest way."""
+    return _band(images.shape[-2]) @ images @ _band(images.shape[-1]).mT
+
+
+def _band(n: int) -> Float[Tensor, "n n"]:
+    """Row i means over the places within half a patch of i."""
+    at = torch.arange(n)
+    near = ((at[:, None] - at).abs() <= _WINDOW // 2).float()
+    return near / near.sum(dim=1, keepdim=True)
