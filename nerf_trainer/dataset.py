@@ -26,7 +26,6 @@ from nerf_trainer.data.inspection.diagnosis import Finding, diagnose
 from nerf_trainer.data.inspection.exports import ExportFormat, ExportOptions, export
 from nerf_trainer.data.inspection.formats import recognise
 from nerf_trainer.data.inspection.frames import inspect
-from nerf_trainer.data.photographs import PhotographOptions
 from nerf_trainer.data.source import DataSourceBase, ImplicitronDataSource
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.errors import ConfigError, DataError, StorageError, UserError, unknown_name
@@ -136,10 +135,7 @@ class Source:
             datasets = provider.get_dataset_map()
         except DataError as error:
             try:
-                if isinstance(provider, PhotographOptions):
-                    provider.leave_out_bad_frames(1.0)
-                else:
-                    provider.leave_out_bad_frames()
+                provider.leave_out_bad_frames(most=1.0)
                 datasets = provider.get_dataset_map()
             except UserError:
                 raise error from error

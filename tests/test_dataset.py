@@ -17,6 +17,7 @@ from rich.console import Console
 
 from nerf_trainer import dataset
 from nerf_trainer.config import build, registry
+from nerf_trainer.data.files import embedded_scene
 from nerf_trainer.data.inspection.formats import recognise
 from nerf_trainer.data.loader_maps import ResidentDataLoaderMapProvider, SimpleDataLoaderMapProvider
 from nerf_trainer.data.rendered_mesh.provider import RenderedMeshDatasetMapProvider
@@ -149,7 +150,9 @@ def test_flipped_axes_are_told_and_mended(known: Path, tmp_path: Path):
     out, error = checked(root, tmp_path / "out")
     assert "fault: poses: all poses seem to be in another convention: the cameras' y and z axes are negated" in out
     assert "nerf_data convert repair=BACK_Y_Z" in out
+    assert "photographs and poses agree by 0.1" in out
     assert error.startswith("flipped: 1 fault that a training would suffer from (poses)")
+    assert "nerf_data convert repair=BACK_Y_Z" in error
     assert len(error) <= MAX_LINE
     repair, blender = dataset.Reading.BACK_Y_Z, dataset.ExportFormat.blender
     assert "14 frames written as blender" in converted(root, tmp_path / "ok", repair=repair, format=blender)
@@ -164,6 +167,18 @@ def test_a_mirrored_pose_is_named(known: Path, tmp_path: Path):
     out, error = checked(root, tmp_path / "out")
     assert out == ""
     assert "frames[7].transform_matrix: expected a rotation (determinant 1), found a mirrored one" in error
+
+
+def test_a_pose_that_looks_at_the_scene_from_the_wrong_side_is_noticed(tmp_path: Path):
+    """Mirrored in the world's yz plane, it is a rotation and looks at the target: only photographs can tell."""
+    root = shutil.copytree(embedded_scene("quickstart"), tmp_path / "reflected")
+    mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
+    poses(root, lambda pose, i: mirror @ pose @ mirror if i == 26 else pose)
+    out, error = checked(root, tmp_path / "out")
+    assert error == ""
+    [line] = [line for line in out.splitlines() if line.startswith("notice: poses: ")]
+    assert "1 view whose photographs fit their neighbours' worse than all others" in line
+    assert "train 26 (r_26.png)" in line
 
 
 def test_many_things_wrong_are_a_line_each(tmp_path: Path):
@@ -297,3 +312,19 @@ def test_help(nerf_data: Command):
         assert f"usage: nerf_data {verb} [--config-name RECIPE]" in out
         assert key in out
         assert "Recipes: " in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lego_400", ("39.6 x 39.6 degrees", "around a scene, looking at it")),
+        ("fern_504", ("20 frames", "images_8/image001.png", "from one side, looking one way")),
+        ("colmap_castle", ("distortion",)),
+    ],
+)
+def test_real_scenes_are_clean(nerf_data: Command, test_data: Path, name: str, words: tuple[str, ...]):
+    code, out, err = nerf_data("check", f"data_source={test_data / name}", "max_images=80")
+    assert (code, err) == (0, "")
+    assert "worse than all others" not in out
+    assert all(word in out for word in words)

@@ -139,7 +139,7 @@ class DataReport:
         stand = sequence.arrangement
         up, target = (", ".join(f"{v:.3g}" for v in _zeroed(t.tolist())) for t in (stand.up, stand.target))
         of = f" (sequence {sequence.name})" if len(self.inspection.sequences) > 1 else ""
-        agreement = max(sequence.judgement.scores.values(), default=None)
+        agreement = sequence.judgement.scores.get(Reading.AS_READ)
         said = "" if agreement is None else f"; photographs and poses agree by {agreement:.2f} of 1"
         return [
             ("views", f"{stand.layout.value}{of}, within a sphere of radius {stand.radius:.4g}"),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
-from nerf_trainer.data.co3d.viewpoints import INTRINSICS_FORMATS, NDC_NORM_IMAGE_BOUNDS
+from nerf_trainer.data.co3d.viewpoints import INTRINSICS_FORMATS, NDC_ISOTROPIC, NDC_NORM_IMAGE_BOUNDS
 from nerf_trainer.data.files import LARGEST_NUMBER, JsonNode
 
 LARGEST_SIDE = 10**6
@@ -212,18 +212,18 @@ def _viewpoint(node: JsonNode) -> ViewpointAnnotation:
     x, y, z = _vector(node.member("T"), 3)
     focal_x, focal_y = _vector(node.member("focal_length"), 2, "a positive number", 0)
     center_x, center_y = _vector(node.member("principal_point"), 2)
-    intrinsics_format = NDC_NORM_IMAGE_BOUNDS
+    is_isotropic = False
     if "intrinsics_format" in node:
         written = node.member("intrinsics_format")
         if written.value not in INTRINSICS_FORMATS:
             raise written.wrong(" or ".join(INTRINSICS_FORMATS))
-        intrinsics_format = intern(written.text())
+        is_isotropic = written.value == NDC_ISOTROPIC
     return ViewpointAnnotation(
         R=((a, b, c), (d, e, f), (g, h, i)),
         T=(x, y, z),
         focal_length=(focal_x, focal_y),
         principal_point=(center_x, center_y),
-        intrinsics_format=intrinsics_format,
+        intrinsics_format=NDC_ISOTROPIC if is_isotropic else NDC_NORM_IMAGE_BOUNDS,
     )
 
 

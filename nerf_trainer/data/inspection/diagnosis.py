@@ -32,7 +32,7 @@ _SAME_POSE_DEGREES = 0.05
 _FEWEST_COMPARED = 8
 """Views that must be compared with neighbours before one of them is said to fit worse."""
 _WORSE = 0.14
-"""How much less than half of the views one fits its neighbours, mean ZNCC; 0.09 at most in scenes with right poses."""
+"""How much less than half of the views one fits its neighbours, mean ZNCC; 0.11 at most in scenes with right poses."""
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,8 @@ def _poses(inspection: Inspection, sequence: PosedSequence) -> Iterator[Finding]
             now, then = judgement.scores.get(Reading.AS_READ, 0.0), judgement.scores[judgement.reading]
             scores = f" (agreement {then:.2f} against {now:.2f})"
         text = (
-            f"{where}all poses seem to be in another convention: {judgement.reading.value}; read so, {how}{scores}."
-            f" Write the dataset anew with nerf_data convert repair={judgement.reading.name}"
+            f"{where}all poses seem to be in another convention: {judgement.reading.value}; write the dataset anew with"
+            f" nerf_data convert repair={judgement.reading.name}: read so, {how}{scores}"
         )
         yield Finding("fault", "poses", text, sequence.frames)
         return
