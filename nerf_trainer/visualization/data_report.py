@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from nerf_trainer.cameras.conventions import Reading
 from nerf_trainer.data.inspection.diagnosis import (
     Diagnosis,
     PosedSequence,
