@@ -285,8 +285,8 @@ def _main_check() -> None:
     sys.argv[1:], short = _settled(sys.argv[1:])
 
     def task(config: DictConfig, _: list[str]) -> None:
-        torch.set_grad_enabled(False)
-        check(build(CheckOptions, _own(config, CheckOptions)), Source.of(config), short, _console())
+        with torch.no_grad():
+            check(build(CheckOptions, _own(config, CheckOptions)), Source.of(config), short, _console())
 
     launch.run_hydra(lambda: NerfDataCheck, task, name="nerf_data check", summary=_CHECK_SUMMARY)
 
