@@ -95,18 +95,17 @@ class PixelStore:
         if center_fraction < 1.0:
             wh = size.flip(-1)
             central = (xy * center_fraction + wh * (0.5 - 0.5 * center_fraction)).floor() + 0.5
-            xy = (
-                central if self.drawable is None else torch.where(self._may_draw(camera, central)[:, None], central, xy)
-            )
+            if self.drawable is not None:
+                central = torch.where(self._among(self.drawable, camera, central)[:, None], central, xy)
+            xy = central
         return camera, xy
 
-    def _may_draw(self, camera_index: Int[Tensor, "n"], xy: Float[Tensor, "n 2"]) -> Bool[Tensor, "n"]:
-        """Whether pixels are among the drawable ones, where not all are."""
-        if self.drawable is None:
-            return torch.ones_like(camera_index, dtype=torch.bool)
-        index = self._index(camera_index, xy).to(self.drawable.dtype)
-        place = torch.searchsorted(self.drawable, index).clamp(max=self.drawable.shape[0] - 1)
-        return self.drawable[place] == index
+    def _among(
+        self, places: Int[Tensor, "V"], camera_index: Int[Tensor, "n"], xy: Float[Tensor, "n 2"]
+    ) -> Bool[Tensor, "n"]:
+        """Whether pixels are at some of these places of the store, which are in rising order."""
+        index = self._index(camera_index, xy).to(places.dtype)
+        return places[torch.searchsorted(places, index).clamp(max=places.shape[0] - 1)] == index
 
     def gather(
         self, camera_index: Int[Tensor, "*rays"], xy: Float[Tensor, "*rays 2"]

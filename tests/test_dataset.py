@@ -25,34 +25,23 @@ from nerf_trainer.data.rendered_mesh.provider import RenderedMeshDatasetMapProvi
 from nerf_trainer.data.source import ImplicitronDataSource
 from nerf_trainer.data.splits import DatasetMapProviderBase
 from nerf_trainer.errors import MAX_LINE, DataError
+from tests.command_kit import Typed, typed
 from tests.data.known_dataset import read_blender, write_blender
 from tests.known_scene import KnownView, check_views, look_at, ring
 
-Command = Callable[..., tuple[int, str, str]]
 PROVIDER = "data_source_ImplicitronDataSource_args.dataset_map_provider"
 RESIDENT = "data_source_ImplicitronDataSource_args.data_loader_map_provider"
 
 
 @pytest.fixture
-def nerf_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def nerf_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Typed]:
     """Runs the command in an empty working directory; answers its exit code, stdout and stderr."""
     handlers, level = list(logging.root.handlers), logging.root.level
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delenv("NERF_TRAINER_DEBUG", raising=False)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nerf_data", *words])
-        code = 0
-        try:
-            dataset.main()
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    yield run
+    yield typed("nerf_data", dataset.main, monkeypatch, capsys)
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
 
@@ -109,7 +98,7 @@ def poses(root: Path, change: Callable[[np.ndarray, int], np.ndarray], split: st
 
 
 def test_the_embedded_scene_is_clean_and_nerf_runner_reads_what_is_printed(
-    nerf_data: Command, tmp_path: Path, compose: Callable[..., object]
+    nerf_data: Typed, tmp_path: Path, compose: Callable[..., object]
 ):
     code, out, err = nerf_data("check", "data_source=scene://quickstart", "max_images=12", "output_directory=out")
     assert (code, err) == (0, "")
@@ -128,7 +117,7 @@ def test_the_embedded_scene_is_clean_and_nerf_runner_reads_what_is_printed(
     assert source.dataset_map_provider_BlenderDatasetMapProvider_args.base_dir == "scene://quickstart"
 
 
-def test_a_recipe_and_its_loader_are_checked_without_its_model(nerf_data: Command, known: Path):
+def test_a_recipe_and_its_loader_are_checked_without_its_model(nerf_data: Typed, known: Path):
     words = (f"{PROVIDER}_BlenderDatasetMapProvider_args.base_dir={known}", "output_directory=out", "max_images=3")
     resident = f"{RESIDENT}_ResidentDataLoaderMapProvider_args.max_memory=1e-9"
     code, out, err = nerf_data(
@@ -206,7 +195,7 @@ def test_many_things_wrong_are_a_line_each(tmp_path: Path):
     assert error.startswith(f"odd: {n_faults} faults")
 
 
-def test_convert_writes_what_is_read_again(nerf_data: Command, known: Path):
+def test_convert_writes_what_is_read_again(nerf_data: Typed, known: Path):
     code, out, err = nerf_data("convert", f"data_source={known}", "output_directory=new")
     assert (code, err) == (0, "")
     assert "14 frames written as transforms_json" in out
@@ -295,7 +284,7 @@ def test_lenses_are_kept(photos_scene: Path, tmp_path: Path):
         ),
     ],
 )
-def test_a_mistake_is_one_line(nerf_data: Command, words: list[str], code: int, line: str):
+def test_a_mistake_is_one_line(nerf_data: Typed, words: list[str], code: int, line: str):
     found, out, err = nerf_data(*words)
     assert found == code
     assert err.startswith(line)
@@ -304,7 +293,7 @@ def test_a_mistake_is_one_line(nerf_data: Command, words: list[str], code: int, 
     assert out == ""
 
 
-def test_help(nerf_data: Command):
+def test_help(nerf_data: Typed):
     code, out, err = nerf_data()
     assert (code, err) == (0, "")
     assert "nerf_data check data_source=FOLDER" in out
@@ -325,7 +314,7 @@ def test_help(nerf_data: Command):
         ("colmap_castle", ("distortion",)),
     ],
 )
-def test_real_scenes_are_clean(nerf_data: Command, test_data: Path, name: str, words: tuple[str, ...]):
+def test_real_scenes_are_clean(nerf_data: Typed, test_data: Path, name: str, words: tuple[str, ...]):
     code, out, err = nerf_data("check", f"data_source={test_data / name}", "max_images=80")
     assert (code, err) == (0, "")
     assert "worse than all others" not in out

@@ -4,7 +4,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from nerf_trainer import experiment
 from nerf_trainer.config import registry
 from nerf_trainer.errors import MAX_LINE
 from nerf_trainer.models.base import ImplicitronModelBase
+from tests.command_kit import Typed, typed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCE = "data_source_ImplicitronDataSource_args"
@@ -30,11 +31,9 @@ SCENE = (
     f"{FACTORY}.model_class_type=OverfitModel",
 )
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def nerf_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def nerf_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Typed]:
     """Runs the command in an empty working directory; answers its exit code, stdout and stderr."""
     handlers, level = list(logging.root.handlers), logging.root.level
     monkeypatch.chdir(tmp_path)
@@ -44,18 +43,7 @@ def nerf_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setenv("BLENDER_SINGLESEQ_CLASS", "lego")
     monkeypatch.setenv("SOLIDS_ROOT", "/scenes/solids")
     monkeypatch.setenv("MOVING_SOLIDS_ROOT", "/scenes/moving")
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nerf_runner", *words])
-        code = 0
-        try:
-            experiment.main()
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    yield run
+    yield typed("nerf_runner", experiment.main, monkeypatch, capsys)
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
 
@@ -92,7 +80,7 @@ def nerf_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         ([f"{LOOP}.max_epochs=3", "max_epochs=4"], f"max_epochs: 4, but {LOOP}.max_epochs is 3; give one"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(nerf_runner: Run, words: list[str], line: str) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(nerf_runner: Typed, words: list[str], line: str) -> None:
     code, _, err = nerf_runner(*SCENE, "exp_dir=run", *words)
     assert code == 2
     assert line in err
@@ -101,7 +89,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(nerf_runner: Run, words: list[str
     assert len(err) <= MAX_LINE
 
 
-def test_without_a_dataset_the_line_names_those_there_are(nerf_runner: Run, tmp_path: Path) -> None:
+def test_without_a_dataset_the_line_names_those_there_are(nerf_runner: Typed, tmp_path: Path) -> None:
     code, _, err = nerf_runner()
     assert code == 2
     assert err.startswith(
@@ -113,7 +101,7 @@ def test_without_a_dataset_the_line_names_those_there_are(nerf_runner: Run, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluating_what_was_never_trained_is_exit_code_4(nerf_runner: Run) -> None:
+def test_evaluating_what_was_never_trained_is_exit_code_4(nerf_runner: Typed) -> None:
     code, _, err = nerf_runner(*SCENE, "exp_dir=nowhere", "eval_only=True")
     assert code == 4
     assert "nowhere" in err
@@ -122,7 +110,7 @@ def test_evaluating_what_was_never_trained_is_exit_code_4(nerf_runner: Run) -> N
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml")))
-def test_every_recipe_composes_and_shows_itself(nerf_runner: Run, recipe: str) -> None:
+def test_every_recipe_composes_and_shows_itself(nerf_runner: Typed, recipe: str) -> None:
     code, out, err = nerf_runner("--config-name", recipe, "--cfg", "job", "seed=123")
     assert (code, err) == (0, "")
     shown = yaml.safe_load(out)
@@ -130,7 +118,7 @@ def test_every_recipe_composes_and_shows_itself(nerf_runner: Run, recipe: str) -
     assert set(shown[FACTORY]) >= {f"model_{model.__name__}_args" for model in registry.get_all(ImplicitronModelBase)}
 
 
-def test_own_yaml_on_a_recipe(nerf_runner: Run, tmp_path: Path) -> None:
+def test_own_yaml_on_a_recipe(nerf_runner: Typed, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     text = f"defaults: [nerf_blender, _self_]\n{FACTORY}: {{model_OverfitModel_args: {{bg_color: [0, 0, 1]}}}}\n"
     (tmp_path / "mine" / "my_run.yaml").write_text(text)
@@ -147,7 +135,7 @@ def test_own_yaml_on_a_recipe(nerf_runner: Run, tmp_path: Path) -> None:
     assert "did you mean 'bg_color'?" in err
 
 
-def test_help_info_and_completion(nerf_runner: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_info_and_completion(nerf_runner: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = nerf_runner("--help")
     assert code == 0
     assert all(word in out for word in ("nerf_runner", "nerf_blender", "--multirun", "--cfg job"))
@@ -161,7 +149,7 @@ def test_help_info_and_completion(nerf_runner: Run, monkeypatch: pytest.MonkeyPa
     assert (code, out.split()[-1]) == (0, f"{LOOP}.max_epochs=")
 
 
-def test_a_sweep_of_mistakes_runs_every_job_and_fails(nerf_runner: Run) -> None:
+def test_a_sweep_of_mistakes_runs_every_job_and_fails(nerf_runner: Typed) -> None:
     code, _, err = nerf_runner(*SCENE, "--multirun", "exp_dir=nowhere", "eval_only=True", "seed=1,2")
     assert code == 4
     assert "error: job 0: " in err

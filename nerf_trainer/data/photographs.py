@@ -20,7 +20,7 @@ from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.data.files import shown
 from nerf_trainer.data.images import MAX_MEGAPIXELS, ImageHeader, read_depth, read_header, read_rgba
 from nerf_trainer.data.single_scene import MaskRole, SceneFrame, SingleSceneDataset
-from nerf_trainer.data.splits import KNOWN, MOST_BAD_FRAMES, UNSEEN, DatasetMap, DatasetMapProviderBase
+from nerf_trainer.data.splits import KNOWN, MOST_BAD_FRAMES, UNSEEN, DatasetMap, DatasetMapProviderBase, left_out
 from nerf_trainer.errors import ConfigError, DataError, require_at_least
 
 _AT_ONCE = 16
@@ -98,17 +98,13 @@ class PhotographOptions(DatasetMapProviderBase):
         problems = [result for result in found if isinstance(result, DataError)]
         if problems and not self._leaves_out:
             raise problems[0]
-        if len(problems) > self._most_bad * len(found) or len(problems) == len(found):
-            raise DataError(
-                f"{shown(scene)}: on_bad_frame=skip leaves out at most {self._most_bad:.0%} of the frames, found"
-                f" {len(problems)} of {len(found)} bad; the first: {problems[0]}"
-            )
+        notices = left_out(scene, problems, len(found), self._most_bad)
         headers = {i: result for i, result in enumerate(found) if isinstance(result, ImageHeader)}
         return Scan(
             kept=tuple(headers),
             photographs=tuple(photographs[i] for i in headers),
             headers=tuple(headers.values()),
-            notices=tuple(f"left out ({len(problems)} of {len(found)} frames): {problem}" for problem in problems),
+            notices=notices,
         )
 
     def _header(self, photograph: Photograph) -> ImageHeader:

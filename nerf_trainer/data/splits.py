@@ -1,7 +1,7 @@
 """Datasets: posed frames that are decoded when asked for, and their division into train, val and test."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import ReplaceableBase
-from nerf_trainer.errors import ConfigError
+from nerf_trainer.data.files import shown
+from nerf_trainer.errors import ConfigError, DataError
 from nerf_trainer.frames import FrameContents, FrameData
 from nerf_trainer.geometry.similarity import Similarity
 
@@ -147,6 +148,26 @@ class DatasetMap:
         """The splits that there are, by name."""
         splits = (("train", self.train), ("val", self.val), ("test", self.test))
         return ((name, dataset) for name, dataset in splits if dataset is not None)
+
+
+def left_out(scene: str, problems: Sequence[DataError], n_frames: int, most: float) -> tuple[str, ...]:
+    """A notice for each frame that on_bad_frame=skip leaves out.
+
+    Args:
+        scene: the scene's name or file, for messages.
+        problems: what is wrong with each of them.
+        n_frames: frames in all.
+        most: the largest part of them that may be left out.
+
+    Raises:
+        DataError: too many are bad, or all.
+    """
+    if len(problems) > most * n_frames or len(problems) == n_frames > 0:
+        raise DataError(
+            f"{shown(scene)}: on_bad_frame=skip leaves out at most {most:.0%} of the frames, found {len(problems)} of"
+            f" {n_frames} bad; the first: {problems[0]}"
+        )
+    return tuple(f"left out ({len(problems)} of {n_frames} frames): {problem}" for problem in problems)
 
 
 class DatasetMapProviderBase(ReplaceableBase):

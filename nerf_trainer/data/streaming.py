@@ -102,8 +102,8 @@ class StreamingFrameLoader(FrameLoader):
         for step in range(start, self._n_steps):
             number = (epoch * self._n_steps + step) // self._steps_per_pool
             yield self._pool(number)
-            if self._before is None or self._before() is None:
-                self._begin(number + 1)
+            if self._device is not None and (self._before is None or self._before() is None):
+                self._begin(number + 1, self._device)
 
     def _pool(self, number: int) -> FrameData:
         """A pool, waited for where it isn't there."""
@@ -111,10 +111,7 @@ class StreamingFrameLoader(FrameLoader):
             raise RuntimeError("place() comes before steps()")
         if self._current is None or self._current[0] != number:
             self._leave_current()
-            self._begin(number)
-            if self._next is None:
-                raise RuntimeError("the filling was begun above")
-            pixels = self._next[1].result()
+            pixels = self._begin(number, self._device).result()
             self._release_next()
             frames = self._frames.select(self._plan.frames(number)).to(self._device)
             self._current = number, replace(frames, pixels=pixels)
@@ -126,14 +123,15 @@ class StreamingFrameLoader(FrameLoader):
             self._before = weakref.ref(self._current[1].pixels.rgba)
         self._current = None
 
-    def _begin(self, number: int) -> None:
-        """Fill a pool in the background, unless that has begun; another one that was begun is dropped."""
-        if self._device is None or (self._next is not None and self._next[0] == number):
-            return
+    def _begin(self, number: int, device: torch.device | str) -> PixelFilling:
+        """A pool being filled in the background, begun where it wasn't; another one that was begun is dropped."""
+        if self._next is not None and self._next[0] == number:
+            return self._next[1]
         self._drop_next()
-        filling = PixelFilling(self._dataset, self._plan.frames(number), self._device, self._num_workers)
+        filling = PixelFilling(self._dataset, self._plan.frames(number), device, self._num_workers)
         self._next = number, filling
         self._at_end = weakref.finalize(self, filling.cancel)
+        return filling
 
     def _drop_next(self) -> None:
         if self._next is not None:

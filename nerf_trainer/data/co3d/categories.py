@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nerf_trainer.data.co3d.dataset import MOST_BAD_FRAMES, FrameIndex, IndexDatasetBase
+from nerf_trainer.data.co3d.dataset import FrameIndex, IndexDatasetBase
 from nerf_trainer.data.co3d.index_files import read_frame_annotations, read_sequence_annotations
 from nerf_trainer.data.co3d.set_lists import FrameFinder, ListedFrame
 from nerf_trainer.data.files import shown
-from nerf_trainer.data.splits import DatasetMap, DatasetMapProviderBase
+from nerf_trainer.data.splits import MOST_BAD_FRAMES, DatasetMap, DatasetMapProviderBase, left_out
 from nerf_trainer.errors import ConfigError, DataError, keyed_line, unknown_name
 
 FRAMES_FILE, SEQUENCES_FILE = "frame_annotations.jgz", "sequence_annotations.jgz"
@@ -51,12 +51,7 @@ class IndexedDatasetOptions(DatasetMapProviderBase):
 
     def _without_bad_frames(self, dataset: IndexDatasetBase, notices: list[str]) -> IndexDatasetBase:
         places, problems = dataset.sound()
-        if len(problems) > self._most_bad * len(dataset):
-            raise DataError(
-                f"{shown(dataset.index.file)}: on_bad_frame=skip leaves out at most {self._most_bad:.0%} of the"
-                f" frames, found {len(problems)} of {len(dataset)} bad; the first: {problems[0]}"
-            )
-        lines = [f"left out ({len(problems)} of {len(dataset)} frames): {problem}" for problem in problems]
+        lines = left_out(str(dataset.index.file), problems, len(dataset), self._most_bad)
         notices += [line for line in lines if line not in notices]
         return dataset.holding(dataset.index.without_others(places)) if problems else dataset
 

@@ -32,9 +32,6 @@ CACHE_BYTES = 2 * 2**30
 _KEPT_BYTES = 9
 """Most that a pixel of a decoded frame takes: colours and mask, depth, and whether it is trusted."""
 
-MOST_BAD_FRAMES = 0.05
-"""Largest part of a split's frames that on_bad_frame=skip leaves out."""
-
 STRAY_PREFIX = "/large_experiments/p3/replay/datasets/co3d/co3d45k_220512/export_v23/"
 """A path of the machine that exported CO3D v2, which stands before some point clouds' own."""
 

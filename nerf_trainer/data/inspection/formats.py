@@ -17,6 +17,11 @@ from nerf_trainer.data.splits import DatasetMapProviderBase
 from nerf_trainer.errors import DataError
 
 _SQL_INDEX = "metadata.sqlite"
+_OF_A_FOLDER = (
+    *("transforms.json", "transforms_train.json", "transforms_val.json", "transforms_test.json"),
+    *("set_lists.json", "meta.json"),
+)
+"""JSON files that belong to a folder whose other files say what it is."""
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 _OF_FRAMES = (*_DISTORTION, "camera_model", "fl_x", "mask_path", "depth_file_path")
 _KNOWN = (
@@ -136,6 +141,9 @@ def _file(path: Path) -> Recognised:
         return Recognised("a mesh", "RenderedMeshDatasetMapProvider", {"data_file": str(path)})
     if path.suffix == ".sqlite":
         return Recognised("CO3D frames with an SQLite index", "SqlIndexDatasetMapProvider", _sql(path))
+    if path.suffix == ".json" and path.name not in _OF_A_FOLDER:
+        options = {**_single(str(path.parent), path.stem), "file": path.name}
+        return Recognised(f"a scene in {path.name}", "TransformsJsonDatasetMapProvider", options)
     if path.suffix in (".json", ".npy"):
         return _recognised(str(path.parent))
     raise DataError(f"data_source: {shown(path)} is a file of no known format; expected {_KNOWN}")

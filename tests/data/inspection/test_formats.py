@@ -71,3 +71,12 @@ def test_a_format_that_nothing_reads_is_said(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(formats.registry, "get_all", lambda base: [])
     with pytest.raises(DataError, match="BlenderDatasetMapProvider reads, but no such provider is registered"):
         recognise(str(tmp_path))
+
+
+def test_a_file_that_is_named_is_the_one_that_is_read(tmp_path: Path):
+    """One of several in a folder; those that belong to a folder stand for it."""
+    fill(tmp_path, ["transforms.json", "transforms_few.json", "transforms_test.json"])
+    few, whole = recognise(str(tmp_path / "transforms_few.json")), recognise(str(tmp_path))
+    assert few.provider == whole.provider == "TransformsJsonDatasetMapProvider"
+    assert few.options == {"base_dir": str(tmp_path), "object_name": "transforms_few", "file": "transforms_few.json"}
+    assert recognise(str(tmp_path / "transforms_test.json")) == whole
