@@ -1,0 +1,24 @@
+"""The layouts that are known, and which of them a file is of."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from nerf_trainer.errors import CheckpointError, keyed_line, options_text
+from nerf_trainer.imports.base import Layout
+
+LAYOUTS: tuple[Layout, ...] = ()
+"""Each layout recognises only its own files."""
+
+
+def recognise(content: Mapping[str, object], file: Path) -> Layout:
+    """The layout of a file.
+
+    Raises:
+        CheckpointError: none is recognised.
+    """
+    for layout in LAYOUTS:
+        if layout.recognises(content):
+            return layout
+    found = options_text([str(key) for key in content]) or "nothing"
+    known = "; ".join(layout.name for layout in LAYOUTS)
+    raise CheckpointError(keyed_line(str(file), f"the layout is not known (found the keys {found}); expected {known}"))
