@@ -33,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nerf_trainer.command_line import assignment, chosen_words, help_text, without
-from nerf_trainer.config import Configurable, explain, schema
+from nerf_trainer.config import Configurable, defaults, explain
 from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
 from nerf_trainer.plugins import import_plugins, make_importable
 
@@ -210,7 +210,7 @@ def _settle_arguments() -> Namespace:
 
 def _store_default_config(root_class: type[Configurable] | None) -> None:
     """Put the schema, or a placeholder without one, under the name that `defaults` lists use."""
-    node = {"plugins": []} if root_class is None else schema(root_class)
+    node = {"plugins": []} if root_class is None else defaults(root_class)
     ConfigStore.instance().store(name=DEFAULT_CONFIG, node=node, provider="nerf_trainer")
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nerf_trainer.config import (
     Configurable,
@@ -17,6 +18,7 @@ from nerf_trainer.config import (
     ReplaceableBase,
     build,
     choice,
+    defaults,
     nested,
     prune,
     registry,
@@ -127,6 +129,16 @@ def test_grammar_of_the_schema() -> None:
     assert grid.center == [0.0, 0.0, 0.0]
     assert grid.schedule == {0: [8, 8, 8]}
     assert "mode: SHARP" in OmegaConf.to_yaml(grid)
+
+
+def test_defaults_are_those_of_the_schema_and_a_copy_each_time() -> None:
+    first, second = defaults(Scene), defaults(Scene)
+    assert first == OmegaConf.structured(schema(Scene))
+    first.sampler_GridSampler_args.schedule[3] = [1, 2, 3]
+    first.seed = 7
+    assert second == defaults(Scene) == OmegaConf.structured(schema(Scene))
+    with pytest.raises(OmegaConfBaseException):
+        second.seed = "many"
 
 
 def test_build_converts_values_to_the_annotated_types() -> None:
