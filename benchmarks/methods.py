@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,9 @@ def render_solids(folder: Path, dry: bool) -> dict[str, str]:
     return {name: str(place.resolve()) for name, place in places.items()}
 
 
-def composed(method: Method, environment: dict[str, str]) -> dict[str, Any]:
-    """The recipe's whole configuration, as nerf_runner composes it."""
-    command = [sys.executable, "-m", "nerf_trainer.experiment", "--config-name", method.config, *method.overrides]
+def composed(words: Sequence[str], environment: dict[str, str]) -> dict[str, Any]:
+    """The whole configuration that the words of a nerf_runner command line give."""
+    command = [sys.executable, "-m", "nerf_trainer.experiment", *words]
     done = subprocess.run([*command, "--cfg", "job"], check=True, capture_output=True, text=True, env=environment)
     return yaml.safe_load(done.stdout)
 
@@ -149,7 +150,8 @@ def speed(metrics: Path) -> dict[str, Any]:
 
 def measure(method: Method, options: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
     """Train one recipe and say what it took and reached."""
-    folder, config = options.runs / method.name, composed(method, environment)
+    folder = options.runs / method.name
+    config = composed(["--config-name", method.config, *method.overrides], environment)
     shorter = shortened(config, options.scale, options.dry_run) if method.is_trained else []
     words = ["--config-name", method.config, f"precision={method.precision}", *method.overrides, *shorter]
     seconds = {}

@@ -178,15 +178,22 @@ def sequence_annotation(sequence: SequenceRecord) -> dict[str, Any]:
     }
 
 
-def eval_batches(sequences: Iterable[SequenceRecord], seed: int, with_sources: bool = True) -> list[list[Entry]]:
-    """A batch for every unseen frame: it, and N_SOURCES in turn (or all there are) of its sequence's known frames."""
+def eval_batches(
+    sequences: Iterable[SequenceRecord], seed: int, with_sources: bool = True, every_number: bool = False
+) -> list[list[Entry]]:
+    """A batch for every unseen frame: it, and N_SOURCES in turn (or all there are) of its sequence's known frames.
+
+    With `every_number` a batch for each of N_SOURCES, the smaller ones with the first sources of the larger.
+    """
     draws = np.random.default_rng(seed)
     batches: list[list[Entry]] = []
     for sequence in sequences:
         known = [frame.entry for frame in sequence.frames if not frame.unseen]
         for target in (frame for frame in sequence.frames if frame.unseen):
-            n = min(N_SOURCES[len(batches) % len(N_SOURCES)], len(known)) if with_sources else 0
-            batches.append([target.entry, *(known[i] for i in draws.permutation(len(known))[:n])])
+            order = draws.permutation(len(known))
+            in_turn = (N_SOURCES[len(batches) % len(N_SOURCES)],)
+            numbers = (0,) if not with_sources else N_SOURCES if every_number else in_turn
+            batches += [[target.entry, *(known[i] for i in order[:n])] for n in numbers]
     return batches
 
 
@@ -223,20 +230,22 @@ def write_v1(category: Path, sequences: Sequence[SequenceRecord], seed: int) -> 
         (category / f"eval_batches_{task}.json").write_text(json.dumps(content))
 
 
-def v2_subsets(sequences: Sequence[SequenceRecord], seed: int) -> dict[str, tuple[dict[str, list[Entry]], list[Any]]]:
+def v2_subsets(
+    sequences: Sequence[SequenceRecord], seed: int, every_number: bool = False
+) -> dict[str, tuple[dict[str, list[Entry]], list[Any]]]:
     """Lists and batches of each subset of a category.
 
     Of few views: training sequences with unseen frames of their own (train), with the development sequences (dev) or
     the test sequences (test) to evaluate on. Of many views: one sequence, its unseen frames to evaluate on without
     sources; with a single development sequence the two of them are one. What is looked at while training (val) is what
-    is tested.
+    is tested. `every_number`: see `eval_batches`; training sequences keep one number a frame.
     """
     train, dev, test = held_out(sequences)
     subsets: dict[str, tuple[dict[str, list[Entry]], list[Any]]] = {}
     for name, part in (("train", train), ("dev", dev), ("test", test)):
         frames = entries(train, False) if name == "train" else entries(train)
         lists = {"train": frames, "val": entries(part), "test": entries(part)}
-        subsets[f"fewview_{name}"] = lists, eval_batches(part, seed)
+        subsets[f"fewview_{name}"] = lists, eval_batches(part, seed, every_number=every_number and name != "train")
     singles = {"manyview_dev_0": dev[0], "manyview_dev_1": dev[-1], "manyview_test_0": test[0]}
     for name, sequence in singles.items():
         unseen = entries([sequence], True)
@@ -245,9 +254,9 @@ def v2_subsets(sequences: Sequence[SequenceRecord], seed: int) -> dict[str, tupl
     return subsets
 
 
-def write_v2(category: Path, sequences: Sequence[SequenceRecord], seed: int) -> list[str]:
+def write_v2(category: Path, sequences: Sequence[SequenceRecord], seed: int, every_number: bool = False) -> list[str]:
     """The index of a category in CO3D's second version; returns the names of its subsets."""
-    subsets = v2_subsets(sequences, seed)
+    subsets = v2_subsets(sequences, seed, every_number)
     for folder in ("set_lists", "eval_batches"):
         (category / folder).mkdir(exist_ok=True)
     for name, (lists, batches) in subsets.items():

@@ -77,6 +77,7 @@ class Job:
     background: str = "ground"
     layouts: tuple[str, ...] = ("v1", "v2")
     seed: int = 0
+    every_number: bool = False
 
     def numbers(self, category: str) -> range:
         """The numbers of a category's sequences, no two alike."""
@@ -262,7 +263,7 @@ def write_indices(job: Job, found: dict[str, list[SequenceRecord]]) -> None:
         if "v1" in job.layouts:
             write_v1(job.out / "v1" / category, sequences, job.seed)
         if "v2" in job.layouts:
-            names[category] = write_v2(job.out / "v2" / category, sequences, job.seed)
+            names[category] = write_v2(job.out / "v2" / category, sequences, job.seed, job.every_number)
     if "v2" not in job.layouts:
         return
     root = job.out / "v2"
@@ -304,6 +305,8 @@ def main() -> None:
     parser.add_argument("--background", choices=BACKGROUNDS, default=default.background, help="behind the object")
     parser.add_argument("--layouts", nargs="+", choices=default.layouts, default=default.layouts)
     parser.add_argument("--seed", type=int, default=default.seed, help="of objects, cameras and batches")
+    every = "v2: test each new view of held-out objects with 1, 3, 5, 7 and 9 source views, not one number of them"
+    parser.add_argument("--every-number", action="store_true", help=every)
     parser.add_argument("--jobs", type=int, default=2, help="processes; changes nothing but the time")
     args = parser.parse_args()
     if min(args.sequences, args.frames) < 3:
@@ -312,7 +315,7 @@ def main() -> None:
         parser.error("--categories must be different names of letters, digits and _")
     sizes = (args.sequences, args.frames, args.size, args.samples)
     layouts = tuple(sorted(set(args.layouts)))
-    job = Job(args.out, tuple(args.categories), *sizes, args.background, layouts, args.seed)
+    job = Job(args.out, tuple(args.categories), *sizes, args.background, layouts, args.seed, args.every_number)
     render(job, args.jobs)
     n = args.sequences * args.frames
     for layout in layouts:

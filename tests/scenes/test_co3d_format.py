@@ -104,6 +104,15 @@ def test_batches_are_a_target_and_known_views_of_its_sequence():
     assert [len(batch) for batch in alone] == [1, 1]
 
 
+def test_a_target_can_be_seen_with_every_number_of_sources():
+    batches = co3d.eval_batches([sequence("b", 40)], seed=0, every_number=True)
+    by_target = {batch[0]: [other[1:] for other in batches if other[0] == batch[0]] for batch in batches}
+    assert len(by_target) == 8
+    for sources in by_target.values():
+        assert [len(some) for some in sources] == [1, 3, 5, 7, 9]
+        assert all(sources[-1][: len(some)] == some for some in sources)
+
+
 @pytest.mark.parametrize(("n", "parts"), [(3, (1, 1, 1)), (19, (17, 1, 1)), (40, (32, 4, 4))])
 def test_a_tenth_each_is_held_out(n, parts):
     sequences = [sequence(str(i)) for i in range(n)]
