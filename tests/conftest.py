@@ -140,6 +140,7 @@ def compose(
     monkeypatch.setenv("LLFF_DATASET_ROOT", str(llff_scene.parent))
     monkeypatch.setenv("LLFF_SINGLESEQ_CLASS", llff_scene.name)
     monkeypatch.setenv("SOLIDS_ROOT", str(solids / "many"))
+    monkeypatch.setenv("CO3D_DATASET_ROOT", str(co3d_category / "v1"))
     monkeypatch.setenv("CO3DV2_DATASET_ROOT", str(co3d_category / "v2"))
     monkeypatch.setenv("MOVING_SOLIDS_ROOT", str(solids / "moving"))
 

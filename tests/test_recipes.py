@@ -44,7 +44,7 @@ def test_there_are_recipes() -> None:
     assert {"quickstart", "nerf_blender", *OVERFIT_CHAIN} <= set(RECIPES)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith(("repro_", "overfit_"))])
 def test_each_recipe_builds_and_takes_a_step(compose: Compose, recipe: str, tmp_path: Path) -> None:
     config = compose(recipe)
     shrink_(config)

@@ -107,9 +107,9 @@ class PinholeRaySampler(RaySamplerBase, Scheduled):
     """What the samplers share: pixel draws, sample placement, cones and the centre-crop warm-up."""
 
     n_pts_per_ray_training: int = 64
-    """Samples a ray while training."""
+    """Samples a ray while training; may be 0 under a renderer that finds its own, as those of surfaces do."""
     n_pts_per_ray_evaluation: int = 64
-    """Samples a ray in evaluation."""
+    """Samples a ray in evaluation; may be 0 likewise."""
     n_rays_per_image_sampled_from_mask: int | None = DEFAULT_RAYS_PER_IMAGE
     """Rays drawn in each image of a training batch; of a resident scene, which is one batch, in all."""
     n_rays_total_training: int | None = None
@@ -147,14 +147,14 @@ class PinholeRaySampler(RaySamplerBase, Scheduled):
                 f"n_rays_per_image_sampled_from_mask: {per_image} together with n_rays_total_training: {total};"
                 " expected one or the other: set n_rays_per_image_sampled_from_mask to null"
             )
-        for name, n in (
-            ("n_pts_per_ray_training", self.n_pts_per_ray_training),
-            ("n_pts_per_ray_evaluation", self.n_pts_per_ray_evaluation),
-            ("n_rays_per_image_sampled_from_mask", per_image),
-            ("n_rays_total_training", total),
+        for name, n, least in (
+            ("n_pts_per_ray_training", self.n_pts_per_ray_training, 0),
+            ("n_pts_per_ray_evaluation", self.n_pts_per_ray_evaluation, 0),
+            ("n_rays_per_image_sampled_from_mask", per_image, 1),
+            ("n_rays_total_training", total, 1),
         ):
-            if n is not None and n < 1:
-                raise ConfigError(f"{name}: {n}, expected a whole number of at least 1")
+            if n is not None and n < least:
+                raise ConfigError(f"{name}: {n}, expected a whole number of at least {least}")
 
     def notices(self, contents: FrameContents) -> tuple[str, ...]:
         if not contents.is_resident or self.n_rays_total_training is not None:

@@ -184,7 +184,7 @@ def test_rays_without_lengths_are_the_same_rays() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"n_pts_per_ray_training": 0}, "n_pts_per_ray_training: 0, expected a whole number of at least 1"),
+        ({"n_pts_per_ray_training": -1}, "n_pts_per_ray_training: -1, expected a whole number of at least 0"),
         ({"n_pts_per_ray_evaluation": -1}, "n_pts_per_ray_evaluation: -1, expected"),
         ({"n_rays_total_training": 0}, "n_rays_total_training: 0, expected"),
         ({"n_rays_per_image_sampled_from_mask": -1}, "n_rays_per_image_sampled_from_mask: -1, expected"),
