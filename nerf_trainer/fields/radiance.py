@@ -35,7 +35,11 @@ class RadianceField(ImplicitFunctionBase):
     append_xyz: tuple[int, ...] = (5,)
     """Layers, from 0, that see the encoded position, and what conditions it, again."""
     n_hidden_neurons_dir: int = 128
-    """Width of the colour head's hidden layer."""
+    """Width of the colour head's hidden layers."""
+    n_layers_dir: int = 1
+    """Number of the colour head's hidden layers; the first sees the view direction."""
+    relu_bottleneck: bool = False
+    """Put a ReLU on the features that go from the trunk to the colour head, which are linear in the paper's network."""
     use_view_directions: bool = True
     """Let colour depend on the view direction; without, the colour head is one layer on the position's features."""
     input_xyz: bool = True
@@ -52,6 +56,8 @@ class RadianceField(ImplicitFunctionBase):
                 f"append_xyz: {list(self.append_xyz)} with n_layers_xyz: {self.n_layers_xyz}; expected at least one"
                 " layer, and layers from 1 to n_layers_xyz - 1 that see the input again"
             )
+        if self.n_layers_dir < 1:
+            raise ConfigError(f"n_layers_dir: {self.n_layers_dir}, expected at least 1 hidden layer of the colour head")
         self.encode_position = self._encoding(self.n_harmonic_functions_xyz, self.input_xyz)
         self.encode_direction = self._encoding(self.n_harmonic_functions_dir, True)
         input_dim = self.encode_position.output_dim() + self.spec.conditioning_dim
@@ -81,7 +87,9 @@ class RadianceField(ImplicitFunctionBase):
             self.color_hidden.weight.copy_(joint.weight[:, :width])
             self.color_hidden.bias.copy_(joint.bias)
             self.color_direction.weight.copy_(joint.weight[:, width:])
-        self.color = xavier_linear(self.n_hidden_neurons_dir, self.spec.color_dim)
+        width_dir = self.n_hidden_neurons_dir
+        self.color_layers = nn.ModuleList(xavier_linear(width_dir, width_dir) for _ in range(self.n_layers_dir - 1))
+        self.color = xavier_linear(width_dir, self.spec.color_dim)
 
     def _encoding(self, n: int, append_input: bool) -> HarmonicEmbedding:
         return HarmonicEmbedding(n_harmonic_functions=n, append_input=append_input, logspace=self.logspace)
@@ -127,5 +135,9 @@ class RadianceField(ImplicitFunctionBase):
         if not self.use_view_directions:
             return self.color(hidden)
         per_ray = self.color_direction(self.encode_direction(directions))
-        per_sample = self.color_hidden(self.bottleneck(hidden))
-        return self.color(torch.relu_(per_sample + per_ray[..., None, :]))
+        features = self.bottleneck(hidden)
+        per_sample = self.color_hidden(torch.relu_(features) if self.relu_bottleneck else features)
+        colors = torch.relu_(per_sample + per_ray[..., None, :])
+        for layer in self.color_layers:
+            colors = torch.relu_(layer(colors))
+        return self.color(colors)

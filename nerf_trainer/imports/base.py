@@ -31,6 +31,10 @@ class ImportedModel:
     notes: tuple[str, ...] = ()
     """What the person should know before using the model: a sentence each."""
 
+    def with_options(self, options: Mapping[str, Value]) -> "ImportedModel":
+        """The same with more options."""
+        return dataclasses.replace(self, options={**self.options, **options})
+
 
 class Layout(ABC):
     """One project's way to write a model into a file."""

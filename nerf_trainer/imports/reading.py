@@ -5,7 +5,7 @@ import struct
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ def _plain_table(*_: object) -> dict[object, object]:
     return {}
 
 
-_STAND_INS: Mapping[str, object] = {
+_STAND_INS: Mapping[str, Callable[..., object]] = {
     "argparse.Namespace": Namespace,
     "collections.defaultdict": _plain_table,
     "pytorch_lightning.utilities.parsing.AttributeDict": OrderedDict,
@@ -121,7 +121,7 @@ def _refused(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         keyed_line(
             str(path),
-            f"needs {shown(named[1])}, which is code and is not run; re-save the weights alone where the file was made:"
-            " torch.save({name: table for name, table in torch.load(FILE).items() if name ends with 'state_dict'}, NEW)",
+            f"needs {shown(named[1])}, which is code and is not run; expected tensors and plain values; where the file"
+            " was made, save the model's state_dict alone, under the key that the project uses for it",
         )
     )
