@@ -6,6 +6,7 @@ how pixelNeRF (Yu et al. 2021, section 4.2) and NeRFormer (Reizenstein et al. 20
 """
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
 
 import torch
@@ -19,6 +20,18 @@ from nerf_trainer.rays.bundle import RayBundle
 
 MIN_DEPTH = 1e-6
 """Depth along the view axis, world units, from which a point is in front of a view."""
+LEAST_DIVISOR = 1e-2
+"""Least depth, in front or behind, that a point is divided by where views count that don't see it."""
+
+
+class Unseen(Enum):
+    """What a source view says of a point that it does not see, behind it or outside its image."""
+
+    left_out = "left_out"
+    """Nothing: the view doesn't count there. Maps go on as they are at the border of the image."""
+    counted_as_zeros = "counted_as_zeros"
+    """Zeros, which count: maps are zeros around the image, and a point behind a view is looked up where the line
+    through it and the view's centre meets the image. Models that Implicitron trained see source views so."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,8 @@ class SampledViews:
     """Features of each map. Finite where a view is not valid, but without meaning there: weigh them by `valid`."""
     valid: Float[Tensor, "*n V 1"]
     """1 where the view shows the point's sequence and has the point in front of it and within its image, the padding
-    left out; 0 elsewhere. With masked sampling times the foreground probability there."""
+    left out; 0 elsewhere. With masked sampling times the foreground probability there. `Unseen` says otherwise of
+    models that came from elsewhere."""
     is_target: Bool[Tensor, "*n V"]
     """Which source view is the point's own target view."""
     cosines: Float[Tensor, "*n V"]
@@ -62,6 +76,9 @@ class ViewSampler(Configurable, torch.nn.Module):
     padded with never counts."""
     sampling_mode: Literal["bilinear", "nearest"] = "bilinear"
     """How maps are interpolated."""
+    unseen: Unseen = Unseen.left_out
+    """What a view that does not see a point says of it: left_out, or counted_as_zeros as in Implicitron, where masked
+    sampling counts a view as far as the point falls on real pixels, and what is padding counts without it."""
 
     def forward(self, source: SourceViews, ray_bundle: RayBundle) -> SampledViews:
         """What the source views show of `ray_bundle.points`, `*n` being (*rays S).
@@ -73,15 +90,15 @@ class ViewSampler(Configurable, torch.nn.Module):
             points = ray_bundle.points.float()
             ahead = points.shape[:-1]
             flat = points.reshape(-1, 3)
-            local, seen = project_into_images(source.cameras, flat)
-            features = tuple(_look_up(m, local, self.sampling_mode).unflatten(0, ahead) for m in source.maps)
             target = ray_bundle.camera_index[..., None].expand(ahead)
-            valid = seen.T.unflatten(0, ahead) & source.same_sequence[target]
-            weight = valid[..., None].to(flat.dtype)
-            if source.mask_crop is not None:
-                weight = weight * _look_up(source.mask_crop, local, "nearest").unflatten(0, ahead)
-            if self.masked_sampling and source.fg_probability is not None:
-                weight = weight * _look_up(source.fg_probability, local, self.sampling_mode).unflatten(0, ahead)
+            if self.unseen is Unseen.left_out:
+                local, counts = self._seen(source, flat)
+                padding = "border"
+            else:
+                local, counts = self._all(source, flat)
+                padding = "zeros"
+            features = tuple(_look_up(m, local, self.sampling_mode, padding).unflatten(0, ahead) for m in source.maps)
+            weight = source.same_sequence[target][..., None] * counts.unflatten(0, ahead)
             directions = ray_bundle.view_directions.float()[..., None, :].expand_as(points)
             return SampledViews(
                 features=features,
@@ -90,10 +107,38 @@ class ViewSampler(Configurable, torch.nn.Module):
                 cosines=viewing_cosines(source.cameras, flat, directions.reshape(-1, 3)).unflatten(0, ahead),
             )
 
+    def _seen(
+        self, source: SourceViews, points: Float[Tensor, "N 3"]
+    ) -> tuple[Float[Tensor, "V N 2"], Float[Tensor, "N V 1"]]:
+        """Where points fall in the images, and what each view counts, sequences apart, if only views that see a point
+        do."""
+        local, seen = project_into_images(source.cameras, points)
+        weight = seen.T[..., None].to(points.dtype)
+        if source.mask_crop is not None:
+            weight = weight * _look_up(source.mask_crop, local, "nearest", "border")
+        if self.masked_sampling and source.fg_probability is not None:
+            weight = weight * _look_up(source.fg_probability, local, self.sampling_mode, "border")
+        return local, weight
 
-def _look_up(maps: Float[Tensor, "V C h w"], local: Float[Tensor, "V N 2"], mode: str) -> Float[Tensor, "N V C"]:
-    """Values of each view's map; those at the border's pixel centres go on to the border and beyond."""
-    sampled = grid_sample(maps.float(), local[:, None], mode, "border", align_corners=False)
+    def _all(
+        self, source: SourceViews, points: Float[Tensor, "N 3"]
+    ) -> tuple[Float[Tensor, "V N 2"], Float[Tensor, "N V 1"]]:
+        """The same if all views do."""
+        in_view = source.cameras.transform_to_camera(points.expand(len(source.cameras), -1, -1))
+        depth = in_view[..., 2:]
+        divisor = torch.where(depth < 0.0, -1.0, 1.0) * depth.abs().clamp(min=LEAST_DIVISOR)
+        local = _in_image(source.cameras, in_view[..., :2] / divisor)
+        if self.masked_sampling and source.mask_crop is not None:
+            return local, _look_up(source.mask_crop, local, self.sampling_mode, "zeros")
+        return local, points.new_ones(len(points), len(source.cameras), 1)
+
+
+def _look_up(
+    maps: Float[Tensor, "V C h w"], local: Float[Tensor, "V N 2"], mode: str, padding: str
+) -> Float[Tensor, "N V C"]:
+    """Values of each view's map; those at the border's pixel centres go on to the border and beyond where the padding
+    is "border", and fall off to zeros where it is "zeros"."""
+    sampled = grid_sample(maps.float(), local[:, None], mode, padding, align_corners=False)
     return sampled[:, :, 0].permute(2, 0, 1)
 
 
@@ -109,10 +154,15 @@ def project_into_images(
     in_view = cameras.transform_to_camera(points.expand(len(cameras), -1, -1))
     depth = in_view[..., 2:]
     in_front = depth > MIN_DEPTH
-    xy = cameras.plane_to_pixels(torch.where(in_front, in_view[..., :2], 0.0) / torch.where(in_front, depth, 1.0))
-    size = cameras.image_size_hw.flip(-1).to(xy.dtype).to(xy.device, non_blocking=True)
-    local = 2.0 * xy / size[:, None] - 1.0
+    local = _in_image(cameras, torch.where(in_front, in_view[..., :2], 0.0) / torch.where(in_front, depth, 1.0))
     return local, in_front[..., 0] & (local.abs() <= 1.0).all(dim=-1)
+
+
+def _in_image(cameras: Cameras, plane: Float[Tensor, "V N 2"]) -> Float[Tensor, "V N 2"]:
+    """Places on each view's plane at depth 1 as places in its image, which spans [-1, 1] along both axes."""
+    xy = cameras.plane_to_pixels(plane)
+    size = cameras.image_size_hw.flip(-1).to(xy.dtype).to(xy.device, non_blocking=True)
+    return 2.0 * xy / size[:, None] - 1.0
 
 
 def viewing_cosines(

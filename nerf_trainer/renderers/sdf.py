@@ -43,6 +43,8 @@ class RayNormalColoringNetwork(Configurable, nn.Module):
     feature vector (Yariv et al. 2020, section 3.2).
 
     Its last activation is (1 + tanh) / 2, in [0, 1] as images are: the paper's tanh is for images scaled to [-1, 1].
+    Networks that were trained elsewhere may have learned with the tanh itself, and with the gradients of the signed
+    distance in the place of normals; `signed_colors` and `unit_normals` let them be used as they are.
     """
 
     color_dim: int = runtime()
@@ -63,6 +65,10 @@ class RayNormalColoringNetwork(Configurable, nn.Module):
     """Frequencies of the view direction's encoding, which the direction itself is part of."""
     pooled_feature_dim: int = 0
     """Read for the sake of old configurations; pooled features reach colours by way of the field's feature vector."""
+    unit_normals: bool = True
+    """See normals of unit length; false takes the gradient of the signed distance as long as it is."""
+    signed_colors: bool = False
+    """End with a tanh, whose colours are in [-1, 1]; images in [0, 1] are then learned by its upper half."""
 
     def __post_init__(self) -> None:
         if self.d_out != self.color_dim:
@@ -86,11 +92,11 @@ class RayNormalColoringNetwork(Configurable, nn.Module):
         directions: Float[Tensor, "*n 3"],
         features: Float[Tensor, "*n C"],
     ) -> Float[Tensor, "*n C"]:
-        """Colours in [0, 1].
+        """Colours in [0, 1], or [-1, 1] if they are signed.
 
         Args:
             points: on the surface, world units.
-            normals: of unit length, outwards.
+            normals: gradients of the signed distance, outwards, of any length.
             directions: of unit length, from the camera to the point.
             features: the field's feature vector at the points.
         """
@@ -98,13 +104,13 @@ class RayNormalColoringNetwork(Configurable, nn.Module):
         if self.mode is not ColoringMode.no_view_dir:
             parts.append(self.encode_direction(directions))
         if self.mode is not ColoringMode.no_normal:
-            parts.append(normals)
+            parts.append(normalize(normals, dim=-1) if self.unit_normals else normals)
         x = torch.cat([*parts, features], dim=-1)
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i < len(self.layers) - 1:
                 x = x.relu()
-        return 0.5 * (1.0 + x.tanh())
+        return x.tanh() if self.signed_colors else 0.5 * (1.0 + x.tanh())
 
 
 @registry.register
@@ -223,7 +229,7 @@ class SignedDistanceFunctionRenderer(BaseRenderer):
         points = met.origins + lengths[..., None] * met.directions
         outputs, gradients = _with_gradients(field, met, points, training)
         normals = normalize(gradients, dim=-1)
-        colors = self._coloring(points, normals, met.view_directions, outputs.features[..., 0, :])
+        colors = self._coloring(points, gradients, met.view_directions, outputs.features[..., 0, :])
         shape = (1, rays.n_rays, self.spec.color_dim)
         behind = (self._background if rays.background is None else rays.background).expand(shape)
         depths = rays.near.new_zeros(1, rays.n_rays).index_copy(1, rows, lengths)[..., None]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nerf_trainer.conditioning.feature_aggregators import FeatureAggregatorBase, ReductionFunction
 from nerf_trainer.conditioning.view_pooler import ViewPooler
-from nerf_trainer.conditioning.view_sampler import SampledViews, SourceViews, ViewSampler
+from nerf_trainer.conditioning.view_sampler import SampledViews, SourceViews, Unseen, ViewSampler
 from nerf_trainer.config import Factory, build, schema
 from tests.conditioning.view_kit import POINT, places, rays_to, source_views
 from tests.scene_kit import orbit, straight_rays
@@ -23,7 +23,8 @@ AGGREGATORS = [
 def test_its_keys_are_the_reference_s():
     keys = OmegaConf.to_container(OmegaConf.structured(schema(ViewPooler)))
     assert keys["feature_aggregator_class_type"] == "AngleWeightedReductionFeatureAggregator"
-    assert keys["view_sampler_args"] == {"masked_sampling": False, "sampling_mode": "bilinear"}
+    own = {"unseen": Unseen.left_out}
+    assert keys["view_sampler_args"] == {"masked_sampling": False, "sampling_mode": "bilinear", **own}
     assert [key for key in keys if key.startswith("feature_aggregator_")][1:] == [
         f"feature_aggregator_{name}_args" for name in AGGREGATORS
     ]

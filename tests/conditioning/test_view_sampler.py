@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nerf_trainer.cameras.cameras import Cameras
-from nerf_trainer.conditioning.view_sampler import ViewSampler
+from nerf_trainer.conditioning.view_sampler import Unseen, ViewSampler
 from nerf_trainer.config import build
 from nerf_trainer.errors import ConfigError
 from tests.conditioning.view_kit import HEIGHT, POINT, WIDTH, places, rays_to, source_views, two_views
@@ -241,3 +241,36 @@ def test_autocast_changes_nothing():
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ConfigError, match="sampling_mode: 'bicubic' is not allowed; expected one of bilinear, nearest"):
         build(ViewSampler, {"sampling_mode": "bicubic"})
+
+
+def test_views_that_do_not_see_a_point_count_as_zeros_where_that_is_asked_for():
+    sampler = ViewSampler(unseen=Unseen.counted_as_zeros)
+    constant = torch.full((2, 1, HEIGHT, WIDTH), 7.0)
+    # (x, 0, 4) has depth 8 to the first view: x_pixel = 6 x / 8 + 6; its last column of cells is centred on 11.5.
+    inside, edge, outside = (sampler(source_views(constant), rays_to(point(x, 0.0, 4.0))) for x in (7.0, 8.0, 9.0))
+    assert inside.features[0][0, 0, 0, 0].item() == pytest.approx(7.0)
+    assert edge.features[0][0, 0, 0, 0].item() == pytest.approx(3.5)  # x = 12 is half-way to the zeros at 12.5
+    assert outside.features[0][0, 0, 0, 0].item() == 0.0
+    assert [views.valid[0, 0, 0, 0].item() for views in (inside, edge, outside)] == [1.0, 1.0, 1.0]
+
+
+def test_a_point_behind_a_view_is_then_looked_up_where_the_line_through_the_centre_meets_the_image():
+    sampler = ViewSampler(unseen=Unseen.counted_as_zeros)
+    # (1, 1, -8) is (1, 1, -4) to the first view: x_pixel = 6 * 1 / -4 + 6 = 4.5, y_pixel = 5 * 1 / -4 + 4 = 2.75.
+    sampled = sampler(source_views(), rays_to(point(1.0, 1.0, -8.0)))
+    torch.testing.assert_close(sampled.features[0][0, 0, 0, 0], torch.tensor([4.5, 2.75]))
+    # Nearer than a hundredth it is divided by that: (0.001, 0, 0.005) -> x_pixel = 6 * 0.001 / 0.01 + 6 = 6.6.
+    sampled = sampler(source_views(), rays_to(point(0.001, 0.0, -3.995)))
+    torch.testing.assert_close(sampled.features[0][0, 0, 0, 0], torch.tensor([6.6, 4.0]))
+
+
+def test_then_padding_counts_unless_sampling_is_masked():
+    crop = torch.ones(2, 1, HEIGHT, WIDTH)
+    crop[:, :, :, 7:] = 0.0  # the point falls on pixel 7.2 of the first view, between the cells of 6.5 and 7.5
+    source = source_views(mask_crop=crop, fg_probability=torch.zeros(2, 1, HEIGHT, WIDTH))
+    unmasked, masked = (
+        ViewSampler(unseen=Unseen.counted_as_zeros, masked_sampling=masks)(source, rays_to(point(*POINT)))
+        for masks in (False, True)
+    )
+    assert unmasked.valid[0, 0, 0, 0].item() == 1.0
+    assert masked.valid[0, 0, 0, 0].item() == pytest.approx(0.3)

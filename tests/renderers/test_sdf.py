@@ -295,6 +295,23 @@ def test_colors_depend_on_what_the_mode_says(mode: ColoringMode) -> None:
     assert torch.equal(colors, network(points, normals, -directions, features)) == (mode is ColoringMode.no_view_dir)
 
 
+def test_networks_from_elsewhere_see_gradients_and_end_with_a_tanh() -> None:
+    inputs = [torch.randn(4, 3, generator=torch.Generator().manual_seed(n)) for n in range(4)]
+    network = RayNormalColoringNetwork(color_dim=3, dims=(8,), weight_norm=False)
+    as_published = RayNormalColoringNetwork(
+        color_dim=3, dims=(8,), weight_norm=False, unit_normals=False, signed_colors=True
+    )
+    as_published.load_state_dict(network.state_dict())
+    points, normals, directions, features = inputs
+    first, last = network.layers
+    hidden = first(torch.cat([points, directions, normals, features], dim=-1)).relu()
+    torch.testing.assert_close(as_published(points, normals, directions, features), last(hidden).tanh())
+    unit = normals / normals.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(
+        network(points, normals, directions, features), 0.5 + 0.5 * as_published(points, unit, directions, features)
+    )
+
+
 def test_fields_are_checked() -> None:
     module, field = renderer(), SphereField(spec=FieldSpec())
     module.check_fields([field])
