@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.category_methods import KNOWN_OBJECTS, METHODS, NAME, NEW_OBJECTS
 from benchmarks.record import RECORDS
-from nerf_trainer.evaluation.view_synthesis import N_SRC_VIEWS
+from scenes.co3d_format import N_SOURCES
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "methods" / "category.png"
 PANELS = (
@@ -40,11 +40,11 @@ COLORS = ("#4878a8", "#c8702a", "#4a9050", "#9060a8", "#a84848", "#7a6a50", "#50
 def values(entry: dict[str, Any], metric: str) -> list[float | None]:
     """A metric for each number of source views; the same for all where the model looks at none."""
     test = entry["test"]
-    by_number = [test.get(f"test n_src={n}", {}).get(metric) for n in N_SRC_VIEWS]
+    by_number = [test.get(f"test n_src={n}", {}).get(metric) for n in N_SOURCES]
     if entry["subset"] == NEW_OBJECTS:
         return by_number
     everything = next(group for name, group in test.items() if name.endswith("diff=all"))
-    return [everything.get(metric)] * len(N_SRC_VIEWS)
+    return [everything.get(metric)] * len(N_SOURCES)
 
 
 def draw(record: dict[str, Any]) -> Figure:
@@ -56,11 +56,11 @@ def draw(record: dict[str, Any]) -> Figure:
                 continue
             looks = entry["subset"] == NEW_OBJECTS
             label = f"{TITLES[name]}, {OF.get(entry['subset'], 'one object')}"
-            axes.plot(N_SRC_VIEWS, values(entry, metric), "o-" if looks else "--", color=color, label=label)
+            axes.plot(N_SOURCES, values(entry, metric), "o-" if looks else "--", color=color, label=label)
         for shade, (name, scores) in zip(("0.5", "0.75"), record.get("mean_images", {}).items()):
             if metric in scores:
                 axes.axhline(scores[metric], color=shade, linestyle=":", label=f"mean image {name}")
-        axes.set(title=title, xlabel="source views", xticks=N_SRC_VIEWS)
+        axes.set(title=title, xlabel="source views", xticks=N_SOURCES)
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)

@@ -48,6 +48,7 @@ OPTIMIZER = "optimizer_factory_ImplicitronOptimizerFactory_args"
 LOOP = "training_loop_ImplicitronTrainingLoop_args"
 ADAPTIVE = f"{MODEL}.raysampler_AdaptiveRaySampler_args"
 NEAR_FAR = f"{MODEL}.raysampler_NearFarRaySampler_args"
+FINE = f"{MODEL}.renderer_MultiPassEmissionAbsorptionRenderer_args"
 RESNET = f"{MODEL}.image_feature_extractor_ResNetFeatureExtractor_args"
 
 CATEGORY = (
@@ -102,6 +103,15 @@ FEATURES = (f"{RESNET}.pretrained=false", f"{RESNET}.image_rescale=1.0")
 """Pictures this small are not shrunk before their features are taken."""
 CODES = (f"{MODEL}.n_train_target_views=-1", f"{LOADER}.images_per_seq_options=[2]")
 """Codes learn only when their object is seen: five objects a step, two views of each."""
+SAMPLES = (
+    f"{ADAPTIVE}.n_pts_per_ray_training=32",
+    f"{ADAPTIVE}.n_pts_per_ray_evaluation=32",
+    f"{FINE}.n_pts_per_ray_fine_training=32",
+    f"{FINE}.n_pts_per_ray_fine_evaluation=32",
+)
+"""Half the samples, for a world of a quarter of the extent."""
+NEAR = (f"{NEAR_FAR}.min_depth=2.6", f"{NEAR_FAR}.max_depth=2.6")
+"""Where a march begins: before the objects, with cameras about 4 from their middle."""
 
 
 @dataclass(frozen=True)
@@ -122,24 +132,24 @@ class Method:
 
 KNOWN_OBJECTS, NEW_OBJECTS, ONE_OBJECT = "fewview_train", "fewview_dev", "manyview_dev_0"
 METHODS = {
-    "nerf_wce": Method("repro_multiseq_v2_nerf_wce", 14, NEW_OBJECTS, (*MANY, *FEATURES)),
-    "nerformer": Method("repro_multiseq_v2_nerformer", 12, NEW_OBJECTS, (*MANY, *FEATURES)),
+    "nerf_wce": Method("repro_multiseq_v2_nerf_wce", 9, NEW_OBJECTS, (*MANY, *FEATURES, *SAMPLES)),
+    "nerformer": Method("repro_multiseq_v2_nerformer", 7, NEW_OBJECTS, (*MANY, *FEATURES)),
     "nerf_ad": Method(
         "repro_multiseq_v2_nerf_ad",
-        16,
+        10,
         KNOWN_OBJECTS,
-        (*MANY, *CODES, f"{ADAPTIVE}.n_rays_per_image_sampled_from_mask=400"),
+        (*MANY, *CODES, *SAMPLES, f"{ADAPTIVE}.n_rays_per_image_sampled_from_mask=400"),
     ),
     "srn_ad": Method(
         "repro_multiseq_v2_srn_ad_hypernet",
-        10,
+        8,
         KNOWN_OBJECTS,
-        (*MANY, *CODES, f"{NEAR_FAR}.n_rays_per_image_sampled_from_mask=1024"),
+        (*MANY, *CODES, *NEAR, f"{NEAR_FAR}.n_rays_per_image_sampled_from_mask=1024", f"{OPTIMIZER}.lr=2e-4"),
         "tf32",
     ),
-    "nerf": Method("repro_singleseq_v2_nerf", 16, ONE_OBJECT),
-    "idr": Method("repro_singleseq_v2_idr", 8, ONE_OBJECT, precision="fp32"),
-    "srn": Method("repro_singleseq_v2_srn_noharm", 16, ONE_OBJECT, precision="tf32"),
+    "nerf": Method("repro_singleseq_v2_nerf", 8, ONE_OBJECT, SAMPLES),
+    "idr": Method("repro_singleseq_v2_idr", 5, ONE_OBJECT, precision="fp32"),
+    "srn": Method("repro_singleseq_v2_srn_noharm", 8, ONE_OBJECT, (*NEAR, f"{OPTIMIZER}.lr=2e-4"), "tf32"),
 }
 """What is run, by the name in the record."""
 
