@@ -7,20 +7,21 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
 from nerf_trainer import __version__, launch
 from nerf_trainer.cameras.cameras import Cameras
-from nerf_trainer.command_line import assignment, listing, shell_line, without
-from nerf_trainer.config import Configurable, build, choice
+from nerf_trainer.command_line import assignment, chosen_config, given_keys, listing, shell_line, without
+from nerf_trainer.config import Configurable, build, choice, prune
 from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.data.splits import DatasetMap
+from nerf_trainer.environment import require_variables
 from nerf_trainer.errors import CheckpointError, ConfigError, UserError
 from nerf_trainer.evaluation.evaluator import lpips_net
-from nerf_trainer.evaluation.view_synthesis import metric_label
+from nerf_trainer.evaluation.summaries import metric_label
 from nerf_trainer.models.base import ImplicitronModelBase
 from nerf_trainer.training import run_config, world_frame
 from nerf_trainer.training.checkpoint import CheckpointStore
@@ -114,22 +115,22 @@ class Experiment(Configurable):
                 )
             folder = make_run_folder(folder)
         if self.training_loop.eval_only:  # may go on beside the training; results files are replaced as a whole
-            result, model = self._run(folder, text, runtime, display)
+            result, datasets = self._run(folder, text, runtime, display)
         else:
             folder = make_run_folder(folder)
             with exclusive(folder) if runtime.is_main else nullcontext():
-                result, model = self._run(folder, text, runtime, display)
+                result, datasets = self._run(folder, text, runtime, display)
         if result.last_rows and runtime.is_main:
             _summarize(folder, runtime, result, time.monotonic() - started)
-            for line in self._next_commands(folder, words, can_fly=not model.looks_at_source_views):
+            for line in self._next_commands(folder, words, _to_fly_around(datasets)):
                 display.line(line)
         return result
 
-    def _next_commands(self, folder: Path, words: Sequence[str] | None, can_fly: bool) -> list[str]:
+    def _next_commands(self, folder: Path, words: Sequence[str] | None, flown: Sequence[str]) -> list[str]:
         """What to type next, ready to be copied; to evaluate only where it is known how the run was started.
 
         Args:
-            can_fly: whether the model renders views from anywhere, as fly-arounds need.
+            flown: words for the visualizer, what to fly around.
         """
         commands = []
         if words is not None:
@@ -137,15 +138,13 @@ class Experiment(Configurable):
             if folder != Path(self.exp_dir).expanduser():
                 again = [*without(again, ["exp_dir"]), assignment("exp_dir", str(folder))]
             commands.append(shell_line("nerf_runner", [*again, "eval_only=True"]))
-        if can_fly and (folder / run_config.FILE_NAME).exists():
+        if (folder / run_config.FILE_NAME).exists():
             plugins = [listing("plugins", self.plugins)] if self.plugins else []
-            commands.append(shell_line("nerf_visualizer", [assignment("exp_dir", str(folder)), *plugins]))
+            commands.append(shell_line("nerf_visualizer", [assignment("exp_dir", str(folder)), *flown, *plugins]))
         return ["next:", *(f"  {command}" for command in commands)] if commands else []
 
-    def _run(
-        self, folder: Path, text: str | None, runtime: Runtime, display: Display
-    ) -> tuple[LoopResult, ImplicitronModelBase]:
-        """The run, and the model that it began with."""
+    def _run(self, folder: Path, text: str | None, runtime: Runtime, display: Display) -> tuple[LoopResult, DatasetMap]:
+        """The run, and what it ran on."""
         status = StatusFile(folder if runtime.is_main and not self.training_loop.eval_only else None)
         try:
             run, datasets = self._prepare(folder, text, runtime, display, status)
@@ -155,7 +154,7 @@ class Experiment(Configurable):
                     f"already complete: {state.epoch} epochs, {state.step} steps in {folder}; "
                     "raise max_epochs to train on, or set eval_only=True to evaluate"
                 )
-                return LoopResult(state.step, state.epoch), run.model
+                return LoopResult(state.step, state.epoch), datasets
             self._introduce(run, datasets)
             if text is not None and run.checkpoint is not None:
                 for notice in run_config.derived_changes(folder, text):
@@ -165,7 +164,7 @@ class Experiment(Configurable):
                         display.note(notice)
             if text is not None and run.checkpoint is not None:
                 self._check_world(folder, datasets, display)
-            if text is not None and runtime.is_main and not self.training_loop.eval_only:
+            if text is not None and runtime.is_main and not (self.training_loop.eval_only and learns(run.model)):
                 run_config.save(folder, text)
                 world_frame.save(folder, datasets.dataset_from_world)
             try:
@@ -181,7 +180,7 @@ class Experiment(Configurable):
             status.write("failed", 1, f"{type(error).__name__}: {error}")
             raise
         status.write("done", 0)
-        return result, run.model
+        return result, datasets
 
     def _prepare(
         self, folder: Path, text: str | None, runtime: Runtime, display: Display, status: StatusFile
@@ -286,6 +285,15 @@ def _views(datasets: DatasetMap) -> str:
     return ", ".join(parts) or "no data"
 
 
+def _to_fly_around(datasets: DatasetMap) -> list[str]:
+    """Overrides of the visualizer: the first of several sequences, of the split for training where there is one."""
+    splits = dict(datasets.items())
+    split = "train" if "train" in splits else next(iter(splits), None)
+    names = () if split is None else splits[split].sequence_names
+    chosen = [assignment("restrict_sequence_name", names[0])] if len(names) > 1 else []
+    return [*([] if split in (None, "train") else [assignment("split", split)]), *chosen]
+
+
 def _summarize(folder: Path, runtime: Runtime, result: LoopResult, seconds: float) -> None:
     """A box at the end, no wider than the screen: the metrics, the costs and the files."""
     lines = [
@@ -312,6 +320,8 @@ def _gib(n_bytes: int) -> str:
 
 
 def _task(config: DictConfig, words: list[str]) -> None:
+    values = OmegaConf.to_container(prune(config), resolve=False)
+    require_variables(values, chosen_config(words) or launch.DEFAULT_CONFIG, given_keys(words))
     build(Experiment, config).run(config, words)
 
 

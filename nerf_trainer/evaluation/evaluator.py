@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,18 +13,20 @@ from pathlib import Path
 
 import torch
 
+from nerf_trainer.cameras.difficulty import camera_difficulty
 from nerf_trainer.config import ReplaceableBase, registry
 from nerf_trainer.data.loaders import FrameLoader
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.evaluation.lpips import Lpips, LpipsNet, LpipsUnavailableError, load_lpips
+from nerf_trainer.evaluation.summaries import ResultRow, difficulty_name, result_table, summarize
 from nerf_trainer.evaluation.view_synthesis import (
     LPIPS_NAMES,
-    ResultRow,
+    MASKED_BACKGROUND,
+    Metrics,
     ViewResult,
     background_of,
     evaluate_view,
-    result_table,
-    summarize,
+    keeps_background,
 )
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase
@@ -102,6 +105,7 @@ class ImplicitronEvaluator(EvaluatorBase):
             )
         self._lpips: Lpips | None = None
         self._lpips_missing: str | None = None
+        self._background_noted = False
 
     def run(self, model: ImplicitronModelBase, loader: FrameLoader, context: EvaluationContext) -> list[ResultRow]:
         self._prepare_lpips(context)
@@ -111,13 +115,24 @@ class ImplicitronEvaluator(EvaluatorBase):
                 self._view(model, frames, context, f"[test] view {i + 1}/{len(loader)}", say)
                 for i, frames in enumerate(loader.steps(context.epoch))
             ]
-        views = sorted(context.gather(own), key=lambda v: (v.sequence_name, v.frame_number, v.n_src, v.image_path))
+        views = sorted(context.gather(own), key=_order)
         protocol = self._protocol(views, context)
         rows = summarize(views, self.is_multisequence, self.camera_difficulty_bin_breaks)
         rows = [replace(row, eval_epoch=context.epoch, protocol=protocol) for row in rows]
         if context.is_main:
-            _report(rows, views, protocol, context)
+            lines = [self._view_json(view, protocol, context) for view in views]
+            _report(rows, lines, context)
+            self._note_background(views, context)
         return rows
+
+    def _note_background(self, views: Sequence[ViewResult], context: EvaluationContext) -> None:
+        """Say once where masked metrics compare a rendering that has a background with a photograph that has none."""
+        if not self._background_noted and any(view.keeps_background for view in views):
+            self._background_noted = True
+            context.say(
+                "note: what is rendered has the photographs' own background, and masked metrics compare it with black:"
+                " only full-image and foreground metrics measure this model; for others, train with mask_images=true"
+            )
 
     def _prepare_lpips(self, context: EvaluationContext) -> None:
         """Load LPIPS at the first run; where that can't be, say so once."""
@@ -141,7 +156,7 @@ class ImplicitronEvaluator(EvaluatorBase):
         """Render and judge one batch's target."""
         started = time.perf_counter()
         with context.autocast():
-            predictions = model(frames)
+            predictions = model(_with_trusted_depth(frames))
         device = predictions.rendered.features.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -149,6 +164,7 @@ class ImplicitronEvaluator(EvaluatorBase):
         if self._lpips is not None:
             self._lpips.to(device)
         metrics = evaluate_view(predictions, self._lpips)
+        sources = _source_views(frames)
         if self._lpips_missing is not None:
             metrics |= dict.fromkeys(LPIPS_NAMES if "psnr_masked" in metrics else LPIPS_NAMES[:1])
         height, width = predictions.rendered.features.shape[1:3]
@@ -159,8 +175,11 @@ class ImplicitronEvaluator(EvaluatorBase):
             frame_type=frames.frame_type[0] if frames.frame_type else "",
             image_path=frames.image_path[0] if frames.image_path else "",
             image_size_hw=(height, width),
-            n_src=len(frames) - 1,
+            n_src=len(sources),
+            category=frames.sequence_category[0] if frames.sequence_category else "",
+            difficulty=_difficulty(frames, sources) if self.is_multisequence else None,
             background=background_of(predictions.targets),
+            keeps_background=keeps_background(predictions.targets),
             seconds=seconds,
         )
         psnr = metrics.get("psnr_full_image")
@@ -175,11 +194,36 @@ class ImplicitronEvaluator(EvaluatorBase):
             "step": context.step,
             "image_sizes_hw": [list(size) for size in sizes],
             "background": list(backgrounds[0]) if len(backgrounds) == 1 else [list(b) for b in backgrounds] or None,
+            "masked_background": list(MASKED_BACKGROUND),
             "lpips_net": None if self._lpips is None else self._lpips.net.value,
         }
+        if self.is_multisequence:
+            protocol["camera_difficulty_bin_breaks"] = list(self.camera_difficulty_bin_breaks)
         if self._lpips_missing is not None:
             protocol["lpips_missing"] = self._lpips_missing
         return protocol
+
+    def _view_json(
+        self, view: ViewResult, protocol: Mapping[str, object], context: EvaluationContext
+    ) -> dict[str, object]:
+        """What is written of one view."""
+        return {
+            "image_path": view.image_path,
+            "sequence_name": view.sequence_name,
+            "category": view.category or None,
+            "frame_number": view.frame_number,
+            "frame_type": view.frame_type,
+            "image_size_hw": list(view.image_size_hw),
+            "n_src": view.n_src,
+            "difficulty": view.difficulty,
+            "difficulty_bin": difficulty_name(view.difficulty, self.camera_difficulty_bin_breaks),
+            "background": None if view.background is None else list(view.background),
+            "metrics": _json_metrics(view.metrics),
+            "seconds": round(view.seconds, 4),
+            "lpips_net": protocol["lpips_net"],
+            "eval_epoch": context.epoch,
+            "step": context.step,
+        }
 
 
 @contextlib.contextmanager
@@ -194,16 +238,44 @@ def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _report(
-    rows: Sequence[ResultRow], views: Sequence[ViewResult], protocol: Mapping[str, object], context: EvaluationContext
-) -> None:
-    """Print the table and write the files. A full disk is no reason to end a training: it costs a file and a notice."""
-    context.say(result_table(rows) if rows else "Nothing was evaluated: the test split has no view.")
+def _with_trusted_depth(frames: FrameData) -> FrameData:
+    """The frames with depth where it can be trusted, as far as that is told; 0, unknown, elsewhere."""
+    if frames.depth_map is None or frames.depth_mask is None:
+        return frames
+    return replace(frames, depth_map=frames.depth_map * frames.depth_mask)
+
+
+def _source_views(frames: FrameData) -> list[int]:
+    """The frames of a batch beside its target, the first, that show its sequence; all where sequences have no names."""
+    names = frames.sequence_name
+    return [i for i in range(1, len(frames)) if not names or names[i] == names[0]]
+
+
+def _difficulty(frames: FrameData, sources: Sequence[int]) -> float | None:
+    """How easily the target is seen from its source views; None without any, or where the scene is elsewhere."""
+    if not sources:
+        return None
+    return _finite(camera_difficulty(frames.cameras[0], frames.cameras[sources]).item())
+
+
+def _order(view: ViewResult) -> tuple[str, int, int, str, float]:
+    """What views are sorted by: an order that doesn't depend on which rank rendered which."""
+    return view.sequence_name, view.frame_number, view.n_src, view.image_path, view.difficulty or 0.0
+
+
+def _report(rows: Sequence[ResultRow], lines: Sequence[Mapping[str, object]], context: EvaluationContext) -> None:
+    """Print the table and write the files. A full disk is no reason to end a training: it costs a file and a notice.
+
+    Args:
+        lines: what is written of each view.
+    """
+    width = shutil.get_terminal_size(fallback=(80, 24)).columns
+    context.say(result_table(rows, width) if rows else "Nothing was evaluated: the test split has no view.")
     if context.exp_dir is None:
         return
     summary = json.dumps([_row_json(row) for row in rows], indent=1, allow_nan=False) + "\n"
-    lines = "".join(json.dumps(_view_json(view, protocol, context), allow_nan=False) + "\n" for view in views)
-    for name, text in ((IMAGES_FILE, lines), (RESULTS_FILE, summary)):
+    views = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    for name, text in ((IMAGES_FILE, views), (RESULTS_FILE, summary)):
         try:
             _replace_file(context.exp_dir / name, text)
         except OSError as error:
@@ -220,31 +292,24 @@ def lpips_net(folder: Path, step: int) -> str | None:
 
 
 def _row_json(row: ResultRow) -> dict[str, object]:
-    return {
+    content: dict[str, object] = {
         "subset": row.subset,
         "subsubset": row.subsubset,
-        "metrics": {name: _finite(value) for name, value in row.metrics.items()},
+        "metrics": _json_metrics(row.metrics),
         "eval_epoch": row.eval_epoch,
         "n_views": row.n_views,
-        **row.protocol,
     }
+    if row.category_mean is not None:
+        content["categories"] = {
+            category.category: {"metrics": _json_metrics(category.metrics), "n_views": category.n_views}
+            for category in row.categories
+        }
+        content["category_mean"] = _json_metrics(row.category_mean)
+    return content | row.protocol
 
 
-def _view_json(view: ViewResult, protocol: Mapping[str, object], context: EvaluationContext) -> dict[str, object]:
-    return {
-        "image_path": view.image_path,
-        "sequence_name": view.sequence_name,
-        "frame_number": view.frame_number,
-        "frame_type": view.frame_type,
-        "image_size_hw": list(view.image_size_hw),
-        "n_src": view.n_src,
-        "background": None if view.background is None else list(view.background),
-        "metrics": {name: _finite(value) for name, value in view.metrics.items()},
-        "seconds": round(view.seconds, 4),
-        "lpips_net": protocol["lpips_net"],
-        "eval_epoch": context.epoch,
-        "step": context.step,
-    }
+def _json_metrics(metrics: Metrics) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in metrics.items()}
 
 
 def _finite(value: float | None) -> float | None:

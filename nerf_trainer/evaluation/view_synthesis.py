@@ -1,27 +1,24 @@
-"""What a rendered view is worth: its metrics, and their means over views."""
+"""What a rendered view is worth: its metrics."""
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from tabulate import tabulate
 from torch import Tensor
 
 from nerf_trainer.evaluation.image_metrics import SSIM_WINDOW, ssim
 from nerf_trainer.evaluation.lpips import Lpips
 from nerf_trainer.losses import functions
 from nerf_trainer.models.base import Predictions, Targets
+from nerf_trainer.renderers.base import RendererOutput
 
 DEPTH_CROP = 5
 """Pixels along each border that a depth error leaves out: depth is least sure there."""
-N_SRC_VIEWS = (1, 3, 5, 7, 9)
-"""Numbers of source views that get a row of their own in a summary over sequences."""
-DIFFICULTY_NAMES = ("hard", "medium", "easy")
-"""Bins of camera difficulty, from the least overlap of source and target views to the most."""
 LPIPS_NAMES = ("lpips_full_image", "lpips_masked")
 """Metrics that need weights which may be missing."""
+
+MASKED_BACKGROUND = (0.0, 0.0, 0.0)
+"""What masked metrics put the foreground on, whatever the model renders over."""
 
 Metrics = dict[str, float | None]
 """A view's or a summary's metrics; None where a value could not be had."""
@@ -45,41 +42,59 @@ class ViewResult:
     """Height and width that were rendered and compared, pixels."""
     n_src: int = 0
     """How many source views the model was given."""
+    category: str = ""
+    """The kind of object that its sequence shows, where the dataset says so."""
     difficulty: float | None = None
-    """Overlap of the target with its nearest source views, in [0, 1], where it is known."""
+    """Overlap of the target with its nearest source views, in (0, 1], where it is known; see `cameras.difficulty`."""
     background: tuple[float, float, float] | None = None
-    """Colour behind the foreground of the target; None where the photograph's own background is compared."""
+    """Colour behind the foreground of the target, where it is one."""
+    keeps_background: bool = False
+    """Whether the target shows the photograph's own background."""
     seconds: float = 0.0
     """Time the model took to render it."""
 
 
-@dataclass(frozen=True)
-class ResultRow:
-    """The mean metrics of a group of views."""
-
-    subset: str
-    """test; train and test over sequences."""
-    subsubset: str
-    """diff=all, diff=hard, n_src=3, ..."""
-    metrics: Metrics
-    """Means over the views that have the metric; None where none has."""
-    n_views: int = 0
-    """How many views were averaged."""
-    eval_epoch: int = 0
-    """Epoch that the model had reached."""
-    protocol: dict[str, object] = field(default_factory=dict)
-    """How the numbers were made: checkpoint step, image sizes, background, network of LPIPS."""
-
-
 def background_of(targets: Targets) -> tuple[float, float, float] | None:
-    """The one colour of all target pixels without foreground; None where there is no such pixel or no such colour."""
-    if targets.rgb is None or targets.fg_probability is None:
-        return None
-    behind = targets.rgb[targets.fg_probability[..., 0] == 0]
-    if len(behind) == 0 or (behind.amax(dim=0) - behind.amin(dim=0)).max() > 1e-3:
+    """The one colour of all target pixels that count and have no foreground; None where there is no such pixel or no
+    such colour.
+    """
+    behind = _behind(targets)
+    if len(behind) == 0 or not _is_one_color(behind):
         return None
     red, green, blue = (round(value, 3) for value in behind.float().mean(dim=0).tolist())
     return red, green, blue
+
+
+def keeps_background(targets: Targets) -> bool:
+    """Whether what has no foreground shows the photograph's own background, and not one colour."""
+    behind = _behind(targets)
+    return len(behind) > 0 and not _is_one_color(behind)
+
+
+def _behind(targets: Targets) -> Float[Tensor, "n 3"]:
+    """The colours of all target pixels that count and have no foreground."""
+    if targets.rgb is None or targets.fg_probability is None:
+        return torch.empty(0, 3)
+    is_behind = targets.fg_probability[..., 0] == 0
+    if targets.mask_crop is not None:
+        is_behind = is_behind & (targets.mask_crop[..., 0] > functions.MASK_THRESHOLD)
+    return targets.rgb[is_behind]
+
+
+def _is_one_color(colors: Float[Tensor, "n 3"]) -> bool:
+    return bool((colors.amax(dim=0) - colors.amin(dim=0)).max() <= 1e-3)
+
+
+def on_black(rendered: RendererOutput, behind: tuple[float, float, float] | None) -> Float[Tensor, "1 H W 3"]:
+    """A rendering over black instead of the colour `behind` that it is composited over: C - (1 - opacity) behind.
+
+    Args:
+        behind: in [0, 1]; None for what isn't composited over one colour, which is left as it is.
+    """
+    image = rendered.features.float()
+    if behind is None or behind == MASKED_BACKGROUND:
+        return image
+    return image - (1 - rendered.masks.float()) * image.new_tensor(behind)
 
 
 @torch.no_grad()
@@ -88,7 +103,8 @@ def evaluate_view(predictions: Predictions, lpips: Lpips | None = None) -> Metri
 
     - `psnr_full_image`, `rgb_l1_full_image`, `ssim_full_image`, `lpips_full_image`: with the target as it is.
     - `psnr_masked`, `rgb_l1_masked`, `lpips_masked`: with the target whose background (foreground probability of at
-      most 0.5) is one colour: that of `background_of`, or black.
+      most 0.5) is black, as CO3D's are. What the model renders over another colour, that of `background_of`, is put on
+      black too; where the photograph's own background is rendered, it stays.
     - `psnr_fg`, `rgb_l1_fg`: over the foreground's pixels alone.
     - `iou`: of the rendered opacity with the foreground.
     - `depth_abs_fg`: the foreground's depth error after the best scaling, without 5 pixels at each border.
@@ -112,10 +128,10 @@ def evaluate_view(predictions: Predictions, lpips: Lpips | None = None) -> Metri
     _add_lpips(metrics, "full_image", lpips, image, rgb, crop)
     if targets.fg_probability is not None:
         foreground = targets.fg_probability > functions.MASK_THRESHOLD
-        behind = rgb.new_tensor(background_of(targets) or (0.0, 0.0, 0.0))
-        masked = torch.where(foreground, rgb, behind)
-        _add_rgb(metrics, "masked", image, masked, crop)
-        _add_lpips(metrics, "masked", lpips, image, masked, crop)
+        black = rgb.new_tensor(MASKED_BACKGROUND)
+        masked, rendered_masked = torch.where(foreground, rgb, black), on_black(rendered, background_of(targets))
+        _add_rgb(metrics, "masked", rendered_masked, masked, crop)
+        _add_lpips(metrics, "masked", lpips, rendered_masked, masked, crop)
         _add_foreground(metrics, predictions, foreground, crop)
     return {name: None if value is None else value.item() for name, value in metrics.items()}
 
@@ -184,78 +200,3 @@ def _as_image(view: Float[Tensor, "1 H W 3"]) -> Float[Tensor, "1 3 H W"]:
 
 def _float(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.float()
-
-
-def mean_metrics(views: Iterable[Metrics]) -> Metrics:
-    """The mean of each metric over the views that have it; None where none has. The order of views doesn't matter."""
-    values: dict[str, list[float]] = {}
-    for metrics in views:
-        for name, value in metrics.items():
-            held = values.setdefault(name, [])
-            if value is not None and math.isfinite(value):
-                held.append(value)
-    return {name: math.fsum(held) / len(held) if held else None for name, held in values.items()}
-
-
-def summarize(
-    views: Sequence[ViewResult],
-    is_multisequence: bool = False,
-    difficulty_breaks: tuple[float, float] = (0.97, 0.98),
-) -> list[ResultRow]:
-    """Mean metrics of all views, and over sequences of the groups that CO3D's many-sequence task asks for.
-
-    A single scene gives one row, test and diff=all. Over sequences the views are first divided by frame type into train
-    and test; each subset has a row for all its views, for each bin of camera difficulty (where difficulties are known),
-    and for each number of source views; groups without views have no row.
-
-    Args:
-        difficulty_breaks: where hard ends and medium begins, and where medium ends and easy begins.
-    """
-    if not is_multisequence:
-        return [_row("test", "diff=all", views)] if views else []
-    rows = []
-    for subset in ("train", "test"):
-        of_subset = [view for view in views if ("train" in view.frame_type) == (subset == "train")]
-        groups = {"diff=all": of_subset}
-        for name in DIFFICULTY_NAMES:
-            groups[f"diff={name}"] = [v for v in of_subset if _difficulty_name(v, difficulty_breaks) == name]
-        for n_src in N_SRC_VIEWS:
-            groups[f"n_src={n_src}"] = [v for v in of_subset if v.n_src == n_src]
-        rows += [_row(subset, name, group) for name, group in groups.items() if group]
-    return rows
-
-
-def _difficulty_name(view: ViewResult, breaks: tuple[float, float]) -> str | None:
-    if view.difficulty is None:
-        return None
-    return DIFFICULTY_NAMES[sum(view.difficulty >= edge for edge in breaks)]
-
-
-def _row(subset: str, subsubset: str, views: Sequence[ViewResult]) -> ResultRow:
-    metrics = mean_metrics(view.metrics for view in views)
-    return ResultRow(subset=subset, subsubset=subsubset, metrics=metrics, n_views=len(views))
-
-
-def metric_label(name: str, lpips_net: str | None) -> str:
-    """A metric's name as it is printed: LPIPS with its network, without which its numbers mean little."""
-    return f"{name} ({lpips_net})" if name in LPIPS_NAMES and lpips_net is not None else name
-
-
-def result_table(rows: Sequence[ResultRow]) -> str:
-    """The rows as a table to print: a column a group, a line a metric."""
-    names = dict.fromkeys(name for row in rows for name in row.metrics)
-    several = len({row.subset for row in rows}) > 1
-    heads = [f"{row.subset} {row.subsubset}" if several else row.subsubset for row in rows]
-    nets = {str(net) for row in rows if (net := row.protocol.get("lpips_net")) is not None}
-    net = nets.pop() if len(nets) == 1 else None
-    cells = [[metric_label(name, net), *(_cell(row.metrics.get(name)) for row in rows)] for name in names]
-    cells.append(["views", *(str(row.n_views) for row in rows)])
-    table = tabulate(
-        cells, headers=["metric", *heads], disable_numparse=True, colalign=["left"] + ["right"] * len(rows)
-    )
-    subsets = " and ".join(dict.fromkeys(row.subset for row in rows))
-    return f"New views, subset {subsets}\n{table}"
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

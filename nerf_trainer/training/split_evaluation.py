@@ -1,15 +1,15 @@
 """Validation and tests of a run: the model on views that it wasn't trained on, and where the numbers go."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
 from nerf_trainer.data.loaders import FrameLoader
 from nerf_trainer.errors import DataError
 from nerf_trainer.evaluation.evaluator import EvaluationContext, EvaluatorBase
+from nerf_trainer.evaluation.summaries import headline
 from nerf_trainer.frames import FrameData
-from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
-from nerf_trainer.renderers.base import RendererOutput
+from nerf_trainer.models.base import ImplicitronModelBase
 from nerf_trainer.training.interruption import StopRequestedError, StopSignals
 from nerf_trainer.training.metrics_log import FILE_NAME, Row, read_rows
 from nerf_trainer.training.session import TrainingRun
@@ -86,13 +86,11 @@ class SplitEvaluation:
         run.runtime.agree_on_buffers(model)
         model.eval()
         with torch.no_grad():
-            for i, frames in enumerate(self._val.steps(epoch)):
+            for frames in self._val.steps(epoch):
                 with run.runtime.autocast():
                     predictions = model(frames)
                 objective = {} if predictions.objective is None else {"objective": predictions.objective}
                 sums.add({**predictions.metrics, **objective})
-                if i == 0 and run.preview is not None:
-                    run.preview.view(predictions, "val", step)
         self._record("val", step, epoch, self._stats.logged(sums.read(run.runtime).values))
         run.display.evaluated(self.rows["val"])
 
@@ -107,24 +105,7 @@ class SplitEvaluation:
         )
         results = self._evaluator.run(model, self._test, context)
         if results:
-            self._record("test", step, epoch, results[0].metrics)
-
-    def preview(self, model: ImplicitronModelBase, step: int) -> None:
-        """Render the first validation or test view for the live view of the run."""
-        split, loader = ("val", self._val) if self._val is not None else ("test", self._test)
-        preview = self._run.preview
-        if loader is None or preview is None or not preview.reachable:
-            return
-        model.eval()
-        with torch.no_grad(), self._run.runtime.autocast():
-            preview.view(model(next(iter(loader.steps(0)))), split, step)
-        model.train()
-
-    def preview_rays(self, rasterize: Callable[[], RendererOutput] | None, step: int) -> None:
-        """Show what the rays of the last training step saw, where the model makes pictures of them."""
-        preview = self._run.preview
-        if rasterize is not None and preview is not None and preview.reachable:
-            preview.view(Predictions(rendered=rasterize(), targets=Targets()), "train", step)
+            self._record("test", step, epoch, headline(results).metrics)
 
     def was_tested(self, step: int) -> bool:
         """Whether the log has a test of the weights of `step`."""
@@ -141,8 +122,6 @@ class SplitEvaluation:
         notice = self._stats.write(row)
         if notice:
             self._run.display.note(notice)
-        if self._run.preview is not None:
-            self._run.preview.row(row)
 
 
 def was_tested(run: TrainingRun, step: int) -> bool:

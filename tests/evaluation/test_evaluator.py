@@ -19,7 +19,8 @@ from nerf_trainer.evaluation.evaluator import (
     ImplicitronEvaluator,
 )
 from nerf_trainer.evaluation.lpips import WEIGHTS_VARIABLE, LpipsNet
-from nerf_trainer.evaluation.view_synthesis import ResultRow, ViewResult
+from nerf_trainer.evaluation.summaries import ResultRow
+from nerf_trainer.evaluation.view_synthesis import ViewResult
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
 from nerf_trainer.renderers.base import RendererOutput

@@ -1,4 +1,4 @@
-"""The metrics of a view, and their means."""
+"""The metrics of a view."""
 
 import math
 from dataclasses import replace
@@ -9,13 +9,10 @@ import torch
 from nerf_trainer.evaluation.image_metrics import ssim
 from nerf_trainer.evaluation.lpips import Lpips, LpipsNet
 from nerf_trainer.evaluation.view_synthesis import (
-    ResultRow,
-    ViewResult,
     background_of,
     evaluate_view,
-    mean_metrics,
-    result_table,
-    summarize,
+    keeps_background,
+    on_black,
 )
 from nerf_trainer.models.base import Predictions, Targets
 from nerf_trainer.renderers.base import RendererOutput
@@ -61,8 +58,8 @@ def test_every_metric_by_its_definition():
     image, rgb, mask = p.rendered.features, p.targets.rgb, p.rendered.masks
     assert rgb is not None and p.targets.depth is not None
     inside = foreground_square()[..., 0] > 0.5
-    masked = rgb.clone()
-    masked[~inside] = 1.0
+    masked = torch.where(inside[..., None], rgb, 0.0)
+    on_its_own = image - (1 - mask)  # over black, and not over white
     real = (slice(None), slice(None), slice(0, 15))
     fg = inside & (torch.arange(WIDTH) < 15)
     union = (mask[real] + inside[real][..., None] - mask[real] * inside[real][..., None]).sum()
@@ -74,8 +71,8 @@ def test_every_metric_by_its_definition():
         "psnr_full_image": psnr((image - rgb)[real].square()),
         "rgb_l1_full_image": (image - rgb)[real].abs().mean().item(),
         "ssim_full_image": ssim(image[real].permute(0, 3, 1, 2), rgb[real].permute(0, 3, 1, 2)).item(),
-        "psnr_masked": psnr((image - masked)[real].square()),
-        "rgb_l1_masked": (image - masked)[real].abs().mean().item(),
+        "psnr_masked": psnr((on_its_own - masked)[real].square()),
+        "rgb_l1_masked": (on_its_own - masked)[real].abs().mean().item(),
         "psnr_fg": psnr((image - rgb)[fg].square()),
         "rgb_l1_fg": (image - rgb)[fg].abs().mean().item(),
         "iou": ((mask * inside[..., None])[real].sum() / union).item(),
@@ -160,11 +157,51 @@ def test_background_is_read_off_the_target(color: tuple[float, float, float]):
     assert background_of(predictions(background=torch.tensor(color)).targets) == pytest.approx(color)
 
 
+@pytest.mark.parametrize("color", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.2, 0.4, 0.6)])
+def test_masked_metrics_are_on_black_whatever_is_rendered_over(color: tuple[float, float, float]):
+    """The same field and photograph over three backgrounds; what is fully foreground or not at all, exactly."""
+    generator = torch.Generator().manual_seed(3)
+    fg = (foreground_square() > 0.5).float()
+    foreground, opacity = (
+        torch.rand(1, HEIGHT, WIDTH, 3, generator=generator),
+        torch.rand(fg.shape, generator=generator),
+    )
+    photograph = torch.rand(1, HEIGHT, WIDTH, 3, generator=generator)
+
+    def scores(behind: torch.Tensor) -> dict[str, float | None]:
+        rendered = RendererOutput(foreground * opacity + (1 - opacity) * behind, opacity, opacity)
+        targets = Targets(rgb=photograph * fg + behind * (1 - fg), fg_probability=fg)
+        return evaluate_view(Predictions(rendered, targets))
+
+    black, other = scores(torch.zeros(3)), scores(torch.tensor(color))
+    assert other["psnr_masked"] == pytest.approx(psnr((foreground * opacity - photograph * fg).square()), abs=1e-3)
+    for name in ("psnr_masked", "rgb_l1_masked", "iou"):
+        assert other[name] == pytest.approx(black[name], abs=1e-4), name
+    assert (other["psnr_full_image"] == black["psnr_full_image"]) == (color == (0.0, 0.0, 0.0))
+
+
+def test_a_rendering_over_black_is_left_as_it_is():
+    rendered = predictions().rendered
+    for behind in (None, (0.0, 0.0, 0.0)):
+        assert torch.equal(on_black(rendered, behind), rendered.features)
+
+
+def test_padding_is_no_background():
+    rgb, crop = torch.rand(1, HEIGHT, WIDTH, 3), (torch.arange(WIDTH) < 15).float().expand(1, HEIGHT, WIDTH)[..., None]
+    assert background_of(Targets(rgb=rgb * crop, fg_probability=foreground_square() * crop)) is None
+    padded = Targets(rgb=torch.where(crop > 0, 0.5, 0.0).expand_as(rgb), fg_probability=0 * crop, mask_crop=crop)
+    assert background_of(padded) == (0.5, 0.5, 0.5)
+
+
 def test_no_background_where_the_photograph_shows_its_own():
     rgb = torch.rand(1, HEIGHT, WIDTH, 3)
     assert background_of(Targets(rgb=rgb, fg_probability=foreground_square())) is None
     assert background_of(Targets(rgb=rgb, fg_probability=torch.ones(1, HEIGHT, WIDTH, 1))) is None
     assert background_of(Targets(rgb=rgb)) is None
+    assert keeps_background(Targets(rgb=rgb, fg_probability=foreground_square()))
+    assert not keeps_background(Targets(rgb=rgb, fg_probability=torch.ones(1, HEIGHT, WIDTH, 1)))
+    assert not keeps_background(Targets(rgb=rgb))
+    assert not keeps_background(predictions().targets)
 
 
 def test_masked_photograph_with_its_own_background_is_put_on_black():
@@ -196,61 +233,3 @@ def test_lpips_of_whole_and_masked_images():
     pasted = torch.cat([image[:, :, :20], rgb[:, :, 20:]], dim=2)
     expected = lpips(pasted.permute(0, 3, 1, 2), rgb.permute(0, 3, 1, 2)).item()
     assert metrics["lpips_full_image"] == metrics["lpips_masked"] == pytest.approx(expected)
-
-
-def test_means_are_over_the_views_that_have_a_metric():
-    views = [{"a": 1.0, "b": None}, {"a": 3.0, "b": 5.0, "c": None}, {"a": 8.0, "d": float("nan")}]
-    assert mean_metrics(views) == {"a": 4.0, "b": 5.0, "c": None, "d": None}
-
-
-def test_mean_does_not_depend_on_the_order_of_views():
-    views = [{"a": 0.1 * i + 1e-9 * i**3} for i in range(50)]
-    assert mean_metrics(views) == mean_metrics(views[::-1]) == mean_metrics(views[1::2] + views[::2])
-
-
-def test_single_scene_is_one_row():
-    rows = summarize([ViewResult({"psnr_fg": 20.0}), ViewResult({"psnr_fg": 30.0})])
-    assert rows == [ResultRow("test", "diff=all", {"psnr_fg": 25.0}, n_views=2)]
-    assert summarize([]) == []
-
-
-def test_sequences_are_divided_by_type_difficulty_and_sources():
-    views = [
-        ViewResult({"iou": 0.1}, frame_type="train_unseen", n_src=1, difficulty=0.5),
-        ViewResult({"iou": 0.3}, frame_type="train_known", n_src=3, difficulty=0.975),
-        ViewResult({"iou": 0.5}, frame_type="test_unseen", n_src=3, difficulty=0.97),
-        ViewResult({"iou": 0.7}, frame_type="test_unseen", n_src=3, difficulty=0.98),
-        ViewResult({"iou": 0.9}, frame_type="test_known", n_src=2),
-    ]
-    rows = {(r.subset, r.subsubset): (r.metrics["iou"], r.n_views) for r in summarize(views, True, (0.97, 0.98))}
-    expected = {
-        ("train", "diff=all"): ((0.1 + 0.3) / 2, 2),
-        ("train", "diff=hard"): (0.1, 1),
-        ("train", "diff=medium"): (0.3, 1),
-        ("train", "n_src=1"): (0.1, 1),
-        ("train", "n_src=3"): (0.3, 1),
-        ("test", "diff=all"): ((0.5 + 0.7 + 0.9) / 3, 3),
-        ("test", "diff=medium"): (0.5, 1),
-        ("test", "diff=easy"): (0.7, 1),
-        ("test", "n_src=3"): ((0.5 + 0.7) / 2, 2),
-    }
-    assert list(rows) == list(expected)
-    for key, (value, n_views) in expected.items():
-        assert rows[key] == (pytest.approx(value), n_views)
-
-
-def test_table_has_a_line_a_metric():
-    rows = [ResultRow("test", "diff=all", {"psnr_fg": 25.25, "lpips_masked": None}, n_views=7)]
-    lines = result_table(rows).splitlines()
-    cells = [line.split() for line in lines]
-    assert ["psnr_fg", "25.2500"] in cells
-    assert ["lpips_masked", "-"] in cells
-    assert ["views", "7"] in cells
-
-
-def test_result_table_names_the_network_of_lpips():
-    rows = [ResultRow("test", "diff=all", {"psnr_full_image": 20.0, "lpips_full_image": 0.125}, 1)]
-    assert "lpips_full_image  " in result_table(rows)
-    named = result_table([replace(row, protocol={"lpips_net": "alex"}) for row in rows])
-    assert ["lpips_full_image", "(alex)", "0.1250"] in [line.split() for line in named.splitlines()]
-    assert ["psnr_full_image", "20.0000"] in [line.split() for line in named.splitlines()]

@@ -12,7 +12,7 @@ from nerf_trainer.data.loaders import DataLoaderMap, FrameLoader
 from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.evaluation.evaluator import EvaluationContext, EvaluatorBase
-from nerf_trainer.evaluation.view_synthesis import ResultRow
+from nerf_trainer.evaluation.summaries import ResultRow
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
 from nerf_trainer.randomness import RandomStream, derive_seed
