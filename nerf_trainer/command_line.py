@@ -37,6 +37,17 @@ def without(words: Iterable[str], keys: Sequence[str]) -> list[str]:
     return [word for word in words if word.lstrip("+~").partition("=")[0] not in keys]
 
 
+def chosen_config(words: Sequence[str]) -> str | None:
+    """The configuration that words such as `chosen_words` gives name; None where they name none."""
+    flag = "--config-name"
+    return words[words.index(flag) + 1] if flag in words else None
+
+
+def given_keys(words: Iterable[str]) -> list[str]:
+    """The keys of those words that are overrides."""
+    return [word.lstrip("+~").partition("=")[0] for word in words if "=" in word]
+
+
 def chosen_words(args: Namespace, overrides: Iterable[str]) -> list[str]:
     """The flags of a Hydra command line that choose a configuration, then `overrides`: what gives that one again."""
     flags = [

@@ -530,9 +530,9 @@ def _read(node: DictConfig, key: str, options: Sequence[str] = ()) -> Any:
             return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
         return value
     except MissingMandatoryValue as error:
-        choices = f", one of {options_text(options)}" if options else ""
         where = error.full_key or full_key
-        raise ConfigError(keyed_line(where, f"??? (missing): this value must be given{choices}")) from error
+        how = f", one of {options_text(options)}" if options else f"; on the command line: {where}=..."
+        raise ConfigError(keyed_line(where, f"??? (missing): this value must be given{how}")) from error
     except (InterpolationResolutionError, ValidationError) as error:
         written = OmegaConf.to_container(node, resolve=False)
         value = written.get(key) if isinstance(written, dict) else None
@@ -599,7 +599,7 @@ def explain(cls: type[Configurable], error: OmegaConfBaseException, key: str | N
     """
     full_key = key or error.full_key or str(error.key or "")
     if isinstance(error, InterpolationResolutionError):
-        return ConfigError(keyed_line(full_key, f"does not resolve: {_first_line(error)}"))
+        return ConfigError(keyed_line(full_key or "configuration", f"does not resolve: {_first_line(error)}"))
     section = re.search(r"Merge error: (\w+) is not a subclass of (\w+)", str(error))
     if section and not full_key:
         named = f"a section {section[2]} (one of the keys ..._{section[2]}_args)"

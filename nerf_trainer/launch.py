@@ -134,6 +134,7 @@ def _compose_and_run(command: _Command) -> None:
         root_class = command.root()
     _store_default_config(root_class)
     failed: list[UserError] = []
+    told: dict[str, int] = {}
 
     def job(cfg: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
@@ -143,7 +144,9 @@ def _compose_and_run(command: _Command) -> None:
         except UserError as error:
             # A sweep goes on when a job raises, and must not when one exits.
             if swept:
-                print(f"error: job {HydraConfig.get().job.num}: {error}", file=sys.stderr)
+                number = int(HydraConfig.get().job.num)
+                first = told.setdefault(str(error), number)
+                print(f"error: job {number}: {error if first == number else f'as job {first}'}", file=sys.stderr)
                 command.reported.append(error)
                 raise
             failed.append(error)
@@ -368,6 +371,8 @@ def _explain(command: _Command, root: type[Configurable] | None, error: Exceptio
         return ConfigError(keyed_line("", str(error) or repr(error)))
     match = re.search(r"Could not override '([^']+)'|Error merging override \+*([^=]+)=", str(error))
     key = (match[1] or match[2]) if match else None
+    if key is None and cause.full_key == "hydra.sweep.dir":  # made of exp_dir alone
+        key = "exp_dir"
     if str(key or cause.full_key).startswith("hydra."):
         return ConfigError(keyed_line(str(key or cause.full_key), str(cause).splitlines()[0]))
     explained = explain(root, cause, key)

@@ -70,13 +70,13 @@ def find_dataset_root(dataset_root: str, variable: str) -> Path:
     named = dataset_root or os.environ.get(variable, "")
     if not named:
         raise ConfigError(
-            f"dataset_root: found nothing, and {variable} is not set, expected the folder that has the categories; set"
-            " one of them"
+            f"dataset_root: found nothing, and {variable} is not set or empty, expected the folder that has the"
+            f" categories; set one of them (export {variable}=...)"
         )
     root = Path(os.path.expanduser(named))
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
-        said_by = "" if dataset_root else f" ({variable})"
+        said_by = f" ({variable})" if named == os.environ.get(variable) else ""
         raise DataError(
             f"dataset_root{said_by}: found {found} at {shown(named)}, expected the folder that has the categories; fix"
             " the path"
