@@ -112,6 +112,17 @@ def photos_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def tiny_nerf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny_nerf_data.npz of as many views as the notebooks' has, 106, of 12x16 pixels; not to be changed."""
+    from tests.data.tiny_scene import write_tiny
+    from tests.known_scene import ring
+
+    small = {"focal": (20.0, 20.0), "center": (8.0, 6.0), "hw": (12, 16)}
+    views = [replace(view, **small) for view in ring(106, radius=4.0)]
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny_nerf_data.npz", views)
+
+
 @pytest.fixture
 def compose(
     tmp_path: Path,
@@ -121,6 +132,7 @@ def compose(
     llff_scene: Path,
     photos_scene: Path,
     co3d_category: Path,
+    tiny_nerf_file: Path,
 ) -> Iterator[Callable[..., DictConfig]]:
     """Composes a recipe as `nerf_runner` does, in an empty working directory; interpolations stay as written.
 
@@ -142,6 +154,7 @@ def compose(
     monkeypatch.setenv("SOLIDS_ROOT", str(solids / "many"))
     monkeypatch.setenv("CO3D_DATASET_ROOT", str(co3d_category / "v1"))
     monkeypatch.setenv("CO3DV2_DATASET_ROOT", str(co3d_category / "v2"))
+    monkeypatch.setenv("TINY_NERF_FILE", str(tiny_nerf_file))
     monkeypatch.setenv("MOVING_SOLIDS_ROOT", str(solids / "moving"))
 
     def run(recipe: str, *overrides: str) -> DictConfig:

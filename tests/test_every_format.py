@@ -24,12 +24,14 @@ from nerf_trainer.data.llff import LlffDatasetMapProvider
 from nerf_trainer.data.multi_scene import EvaluatedScenes, MultiSceneDatasetMapProvider
 from nerf_trainer.data.rendered_mesh.provider import RenderedMeshDatasetMapProvider
 from nerf_trainer.data.splits import DatasetBase, DatasetMap, is_known
+from nerf_trainer.data.tiny_nerf import TinyNerfDatasetMapProvider
 from nerf_trainer.data.transforms_json.provider import TransformsJsonDatasetMapProvider
 from nerf_trainer.geometry.similarity import Similarity
 from tests.data.co3d.written_category import Written, write_frame, write_v1, write_v2
 from tests.data.colmap_scene import write_scene
 from tests.data.known_dataset import read_blender, write_blender
 from tests.data.llff_scene import write_llff
+from tests.data.tiny_scene import write_tiny
 from tests.data.transforms_scene import nerfstudio, save
 from tests.known_scene import check_views, landmarks, ring
 
@@ -70,6 +72,14 @@ def colmap(folder: Path) -> DatasetMap:
     return ColmapDatasetMapProvider(base_dir=str(folder), hold_out_every=0).get_dataset_map()
 
 
+def tiny_nerf(folder: Path) -> DatasetMap:
+    folder.mkdir()
+    options = {"n_train_views": len(VIEWS), "n_test_views": 0}
+    return TinyNerfDatasetMapProvider(
+        data_file=str(write_tiny(folder / "tiny.npz", VIEWS)), **options
+    ).get_dataset_map()
+
+
 def category(folder: Path, isotropic: bool) -> Written:
     frames = [write_frame(folder, "solids", "first", i, view, isotropic) for i, view in enumerate(VIEWS)]
     sequence = {"sequence_name": "first", "category": "solids", "viewpoint_quality_score": 1.0}
@@ -107,6 +117,7 @@ FORMATS: dict[str, Callable[[Path], DatasetMap]] = {
     "llff": llff,
     "transforms_json": transforms_json,
     "colmap": colmap,
+    "tiny_nerf": tiny_nerf,
     "co3d_v1": co3d_v1,
     "co3d_v2": co3d_v2,
 }

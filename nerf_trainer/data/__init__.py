@@ -12,6 +12,7 @@ from nerf_trainer.data import (
     multi_scene,
     rendered_mesh,
     source,
+    tiny_nerf,
     transforms_json,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
     "multi_scene",
     "rendered_mesh",
     "source",
+    "tiny_nerf",
     "transforms_json",
 ]

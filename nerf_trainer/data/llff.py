@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.lib import format as npy
 
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import registry
@@ -28,6 +27,7 @@ from nerf_trainer.data.files import (
 )
 from nerf_trainer.data.held_out import HeldOutPhotographs
 from nerf_trainer.data.images import SUFFIXES
+from nerf_trainer.data.npy_arrays import read_array_header
 from nerf_trainer.data.photographs import Photograph, Scan, as_read, require_shape
 from nerf_trainer.data.poses import checked_rotation, skew_notices
 from nerf_trainer.data.splits import DatasetMap
@@ -197,19 +197,15 @@ def _read_table(file: Path) -> Float[np.ndarray, "N 17"]:
     if size > MAX_POSES_BYTES:
         raise _wrong(shown(file), f"at most {MAX_POSES_BYTES / 2**20:.0f} MiB", f"{size / 2**20:.0f} MiB")
     stream = io.BytesIO(file.read_bytes())
-    try:
-        version = npy.read_magic(stream)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, _, dtype = read_header(stream)
-    except Exception as error:  # whatever the parser raises on foreign bytes means that the file is bad
-        raise _wrong(shown(file), "a NumPy array (.npy)", f"none ({shown(error)[:80]})") from error
+    header = read_array_header(stream, lambda expected, found: _wrong(shown(file), expected, found))
+    shape, dtype = header.shape, header.dtype
     if dtype.kind != "f" or dtype.itemsize not in (4, 8):
         raise _wrong(shown(file), "numbers in float32 or float64", f"{shown(dtype)[:40]}")
     if len(shape) != 2 or shape[1] != _N_COLUMNS or shape[0] < 1:
         raise _wrong(shown(file), f"shape (N, {_N_COLUMNS}), a row for each image", f"{shown(shape)[:60]}")
-    found, needed = len(stream.getvalue()) - stream.tell(), shape[0] * _N_COLUMNS * dtype.itemsize
-    if found != needed:
-        raise _wrong(shown(file), f"{needed} bytes of numbers for shape {shown(shape)[:40]}", f"{found} bytes")
+    found = len(stream.getvalue()) - stream.tell()
+    if found != header.n_bytes:
+        raise _wrong(shown(file), f"{header.n_bytes} bytes of numbers for shape {shown(shape)[:40]}", f"{found} bytes")
     stream.seek(0)
     table = np.load(stream, allow_pickle=False).astype(np.float64)
     bad = ~(np.abs(table) <= LARGEST_NUMBER).all(axis=1)

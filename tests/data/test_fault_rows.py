@@ -11,7 +11,7 @@
 | 34 near and far | 12: exit 2 from the configuration, 3 from data before a model is made: test_experiment.py | yes |
 | 35 0 or 1 frame, empty split, duplicates, overlap | 6: refused, or a notice | yes |
 | 36 paths that leave the scene | 50 payloads, nothing outside is opened | yes |
-| 37 archives | no command opens any | - |
+| 37 archives | read in memory, bounded, nothing unpacked to disk | test_tiny_nerf.py |
 | 38 a pipe for an image | refused in less than 2 s | yes |
 
 Meshes have the same in rendered_mesh/test_files.py, CO3D's annotations in co3d/.

@@ -1,7 +1,7 @@
 """Which format a folder or file of data is in, and the options that read it.
 
-Names of files tell the format. Only a transforms_train.json is opened: NeRF-synthetic's scenes have one, and so, with
-lenses and masks, may nerfstudio's.
+Names of files tell the format. Only a transforms_train.json is opened (NeRF-synthetic's scenes have one, and so, with
+lenses and masks, may nerfstudio's), and the header of a tiny_nerf_data.npz, for how many views there are to divide.
 """
 
 import os
@@ -14,6 +14,7 @@ from nerf_trainer.config import registry
 from nerf_trainer.data.files import SCENE_SCHEME, JsonNode, embedded_scene, read_json, shown
 from nerf_trainer.data.rendered_mesh.files import FORMATS as MESH_FORMATS
 from nerf_trainer.data.splits import DatasetMapProviderBase
+from nerf_trainer.data.tiny_nerf import TinyNerfDatasetMapProvider, count_views
 from nerf_trainer.errors import DataError
 
 _SQL_INDEX = "metadata.sqlite"
@@ -26,7 +27,8 @@ _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 _OF_FRAMES = (*_DISTORTION, "camera_model", "fl_x", "mask_path", "depth_file_path")
 _KNOWN = (
     "transforms_train.json (Blender), transforms.json (nerfstudio), poses_bounds.npy (LLFF), sparse/ or cameras.bin or"
-    " cameras.txt (COLMAP), metadata.sqlite, frame_annotations.jgz (CO3D), a mesh file, or folders of Blender scenes"
+    " cameras.txt (COLMAP), metadata.sqlite, frame_annotations.jgz (CO3D), a tiny_nerf_data.npz, a mesh file, or"
+    " folders of Blender scenes"
 )
 
 
@@ -105,6 +107,8 @@ def _recognised(source: str) -> Recognised:
         return co3d
     if _colmap(path):
         return Recognised("a COLMAP sparse model", "ColmapDatasetMapProvider", single)
+    if _has(path, "tiny_nerf_data.npz"):
+        return _file(path / "tiny_nerf_data.npz")
     if any(path.glob("*/transforms_train.json")):
         options = {"base_dir": str(path), "evaluate": "KNOWN_SCENES"}
         return Recognised("a folder of scenes in Blender format", "MultiSceneDatasetMapProvider", options)
@@ -139,6 +143,8 @@ def _has(folder: Path, name: str) -> bool:
 def _file(path: Path) -> Recognised:
     if path.suffix[1:].lower() in MESH_FORMATS:
         return Recognised("a mesh", "RenderedMeshDatasetMapProvider", {"data_file": str(path)})
+    if path.suffix == ".npz":
+        return Recognised("a scene of the tiny-NeRF notebooks", TinyNerfDatasetMapProvider.__name__, _tiny(path))
     if path.suffix == ".sqlite":
         return Recognised("CO3D frames with an SQLite index", "SqlIndexDatasetMapProvider", _sql(path))
     if path.suffix == ".json" and path.name not in _OF_A_FOLDER:
@@ -159,6 +165,19 @@ def _llff_factor(folder: Path) -> int:
     """The downscaling of a folder images_N beside the images: the one nearest to LLFF's usual 8; 1 without."""
     factors = [int(f.name.split("_")[1]) for f in folder.glob("images_*") if f.name.split("_")[1].isdigit()]
     return min(factors, key=lambda factor: abs(factor - 8)) if factors else 1
+
+
+def _tiny(file: Path) -> dict[str, str | int | bool]:
+    """Divided as the notebooks do where there are views enough; else the last is held out. What is wrong with the file
+    is for its provider to say."""
+    options: dict[str, str | int | bool] = {"data_file": str(file)}
+    try:
+        n_views = count_views(file)
+    except DataError:
+        return options
+    if n_views > TinyNerfDatasetMapProvider.first_test_view or n_views < 2:
+        return options
+    return {**options, "n_train_views": n_views - 1, "first_test_view": n_views - 1}
 
 
 def _sql(index: Path) -> dict[str, str | int | bool]:

@@ -1,5 +1,6 @@
 """A format is told by its files, and what reads it is registered."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from nerf_trainer.config import registry
 from nerf_trainer.data.inspection import formats
 from nerf_trainer.data.inspection.formats import recognise
 from nerf_trainer.data.splits import DatasetMapProviderBase
+from nerf_trainer.data.tiny_nerf import TinyNerfDatasetMapProvider
 from nerf_trainer.errors import MAX_LINE, DataError
+from tests.data.tiny_scene import write_tiny
+from tests.known_scene import ring
 
 FILES = {
     "BlenderDatasetMapProvider": ["transforms_train.json", "transforms.json"],
@@ -17,6 +21,7 @@ FILES = {
     "LlffDatasetMapProvider": ["poses_bounds.npy", "images_4/a.png", "sparse/0/cameras.bin"],
     "ColmapDatasetMapProvider": ["sparse/0/cameras.bin", "images/a.png"],
     "MultiSceneDatasetMapProvider": ["one/transforms_train.json", "two/transforms_train.json"],
+    "TinyNerfDatasetMapProvider": ["tiny_nerf_data.npz", "notes.txt"],
     "SqlIndexDatasetMapProvider": ["metadata.sqlite"],
     "JsonIndexDatasetMapProvider": ["apple/frame_annotations.jgz"],
     "JsonIndexDatasetMapProviderV2": ["apple/frame_annotations.jgz", "apple/set_lists/set_lists_manyview_dev_0.json"],
@@ -80,3 +85,17 @@ def test_a_file_that_is_named_is_the_one_that_is_read(tmp_path: Path):
     assert few.provider == whole.provider == "TransformsJsonDatasetMapProvider"
     assert few.options == {"base_dir": str(tmp_path), "object_name": "transforms_few", "file": "transforms_few.json"}
     assert recognise(str(tmp_path / "transforms_test.json")) == whole
+
+
+def test_a_tiny_scene_is_divided_by_how_many_views_it_has(tmp_path: Path):
+    """As the notebooks do, where there is a view 101; else the last one is held out."""
+    views = [replace(view, focal=(9.0, 9.0), center=(4.0, 3.0), hw=(6, 8)) for view in ring(102)]
+    for n, divided in ((102, {}), (101, {"n_train_views": 100, "first_test_view": 100})):
+        file = write_tiny(tmp_path / f"{n}.npz", views[:n])
+        found = recognise(str(file))
+        assert found.provider == "TinyNerfDatasetMapProvider" and found.options == {"data_file": str(file), **divided}
+        datasets = TinyNerfDatasetMapProvider(**found.options).get_dataset_map()
+        assert len(datasets.train) == 100 and len(datasets.test) == 1
+    bad = tmp_path / "bad.npz"
+    bad.write_bytes(b"no archive")
+    assert recognise(str(bad)).options == {"data_file": str(bad)}, "what is wrong with it is for its provider to say"
