@@ -4,6 +4,7 @@ A module that draws random numbers owns one `RandomStream` for each purpose. The
 from the run's seed, the rank and the stream's name, saves their states with the checkpoint and restores them on resume.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 
@@ -49,8 +50,12 @@ class RandomStream:
         return {"seed": seed, **{device: g.get_state() for device, g in self._generators.items()}}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue exactly where `state` was taken. Devices that this machine lacks are left out."""
+        """Continue exactly where `state` was taken: a generator that was made since then begins anew. Devices that this
+        machine lacks are left out."""
         self._seed = int(state["seed"].item())
+        for device, generator in self._generators.items():
+            if device not in state:
+                generator.manual_seed(self._seed)
         for device, value in state.items():
             if device != "seed" and (not device.startswith("cuda") or torch.cuda.is_available()):
                 self.on(device).set_state(value.cpu())
@@ -75,3 +80,15 @@ def seed_streams(module: nn.Module, seed: int, rank: int = 0) -> None:
     """Seed every stream of `module` from the run's seed, the rank and the stream's dotted name."""
     for name, stream in random_streams(module):
         stream.reseed(seed, rank, name)
+
+
+@contextlib.contextmanager
+def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Whatever is drawn within, from the streams of `module` or from torch's own generators, leaves no trace."""
+    states = [(stream, stream.state()) for _, stream in random_streams(module)]
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for stream, state in states:
+            stream.restore(state)

@@ -6,7 +6,7 @@ import pickle
 import torch
 from torch import nn
 
-from nerf_trainer.randomness import RandomStream, derive_seed, random_streams, seed_streams
+from nerf_trainer.randomness import RandomStream, derive_seed, random_streams, seed_streams, undisturbed
 
 
 class Drawer(nn.Module):
@@ -64,3 +64,26 @@ def test_copies_continue_alike_and_apart() -> None:
     expected = module()
     torch.testing.assert_close(twin(), expected)
     torch.testing.assert_close(thawed(), expected)
+
+
+def test_draws_that_leave_no_trace():
+    class Drawing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = RandomStream("used"), RandomStream("unused")
+
+    model, again = Drawing(), Drawing()
+    for module in (model, again):
+        seed_streams(module, 3)
+        torch.rand(2, generator=module.used.on("cpu"))
+    torch.manual_seed(5)
+    with undisturbed(model, torch.device("cpu")):
+        torch.rand(4)
+        for stream in (model.used, model.unused):
+            torch.rand(4, generator=stream.on("cpu"))
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+    for name in ("used", "unused"):
+        mine, other = (torch.rand(3, generator=getattr(module, name).on("cpu")) for module in (model, again))
+        assert torch.equal(mine, other)

@@ -15,12 +15,13 @@ from nerf_trainer.errors import CheckpointError, ConfigError, DataError
 from nerf_trainer.evaluation.evaluator import EvaluatorBase
 from nerf_trainer.training.dead_start import MAX_RESTARTS
 from nerf_trainer.training.interruption import StopRequestedError, StopSignals
+from nerf_trainer.training.live_preview import LivePreviews
 from nerf_trainer.training.metrics_log import Row
 from nerf_trainer.training.model_factory import learns
 from nerf_trainer.training.session import Preview, Session, TrainingRun
 from nerf_trainer.training.split_evaluation import SplitEvaluation, was_tested
 from nerf_trainer.training.stats import FOREGROUND, OPACITY, Means, Statistics, blamed
-from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview
+from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview, default_port
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,13 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
     detect_dead_start: bool = True
     """Start anew with the next seed when the first 1,000 steps render nothing where something should be."""
     visualize_interval: int = 1000
-    """Steps between previews of a view on the visdom server; 0 or less: never."""
+    """Steps between live pictures on the visdom server; 0 or less: no pictures, and a server is not missed."""
     visdom_env: str = ""
     """Environment on the visdom server; empty: the name of the run's folder."""
-    visdom_port: int = 8097
-    """Port of the visdom server."""
+    visdom_port: int = field(default_factory=default_port)
+    """Port of the visdom server; the default is the environment variable VISDOM_PORT, or 8097."""
     visdom_server: str = "http://127.0.0.1"
-    """Address of the visdom server."""
+    """Address of the visdom server, which also shows the curves at the ends of epochs; empty: nothing is shown."""
 
     def __post_init__(self) -> None:
         if self.max_epochs < 1:
@@ -146,9 +147,10 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
 
     def preview(self, folder: Path, notice: Callable[[str], None]) -> Preview | None:
         """See the base class: on a visdom server."""
-        if self.eval_only or self.visualize_interval <= 0:
+        if self.eval_only or not self.visdom_server:
             return None
-        client = VisdomClient(self.visdom_server, self.visdom_port, notice)
+        asked_for = self.visualize_interval > 0
+        client = VisdomClient(self.visdom_server, self.visdom_port, notice if asked_for else _unsaid)
         return VisdomPreview(client, self.visdom_env or folder.resolve().name)
 
     def is_complete(self, run: TrainingRun) -> bool:
@@ -209,6 +211,7 @@ class _Training:
             with_val=loop.with_val,
             with_test=loop.with_test,
         )
+        self._previews = LivePreviews(run, loop.visualize_interval)
         self._saved_at = time.monotonic()
         self._last_train_row: Row = {}
 
@@ -224,7 +227,7 @@ class _Training:
                 self._evaluation.test(session.model, session.step, session.epoch - 1)
         except StopRequestedError:
             self._stop()
-        self._notice(self._stats.draw(due_only=False))
+        self._draw_last()
         train = {"train": self._last_train_row} if self._last_train_row else {}
         return LoopResult(session.step, session.epoch, {**train, **self._evaluation.rows})
 
@@ -244,8 +247,14 @@ class _Training:
             if loop.store_checkpoints and (last or self._checkpoint_is_due()):
                 self._save()
             self._notice(self._stats.draw())
+            self._previews.curves(self._stats.history)
         if self._run.runtime.world_size > 1 and self._all_stop():
             raise StopRequestedError
+
+    def _draw_last(self) -> None:
+        """The curves as they are when training ends."""
+        self._notice(self._stats.draw(due_only=False))
+        self._previews.curves(self._stats.history, at_once=True)
 
     def _checkpoint_is_due(self) -> bool:
         """Whether the last checkpoint is old enough by the first rank's clock."""
@@ -261,10 +270,9 @@ class _Training:
             session.take_step(group, self._n_steps)
             if self._report_is_due() and self._report():
                 return False
-            if loop.visualize_interval > 0 and session.step % loop.visualize_interval == 0:
+            if self._previews.is_due(session.step):
                 with self._stats.paused():
-                    self._evaluation.preview(session.model, session.step)
-                    self._evaluation.preview_rays(session.rasterize, session.step)
+                    self._previews.pictures(session, group[-1])
             if self._stop_requested():
                 raise StopRequestedError
             if loop.checkpoint_interval > 0 and session.step % loop.checkpoint_interval == 0:
@@ -286,8 +294,6 @@ class _Training:
         self._notice(notice)
         self._last_train_row = row
         run.display.update(row, run.runtime.peak_memory_bytes)
-        if run.preview is not None:
-            run.preview.row(row)
         if means.n_skipped:
             run.display.note(
                 f"{means.n_skipped} of {means.n_steps} steps up to step {session.step} were skipped: "
@@ -330,7 +336,7 @@ class _Training:
 
     def _stop(self) -> NoReturn:
         saved = self._session.save() if self._loop.store_checkpoints else None
-        self._notice(self._stats.draw(due_only=False))
+        self._draw_last()
         kept = "a checkpoint is saved; the same command continues" if saved else "no checkpoint was saved"
         raise self._signals.error(f"stopped by {self._signals.name} after step {self._session.step}; {kept}")
 
@@ -338,3 +344,7 @@ class _Training:
 def _is_due(interval: int, epoch: int) -> bool:
     """Whether what happens every `interval` epochs (0 or less: never) happens at the end of `epoch`."""
     return interval > 0 and epoch % interval == 0
+
+
+def _unsaid(text: str) -> None:
+    """Takes the notice of a server that nobody asked for."""

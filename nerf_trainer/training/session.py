@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxtyping import Float
+from torch import Tensor
+
 from nerf_trainer.data.loaders import DataLoaderMap, FrameLoader
 from nerf_trainer.errors import StorageError
 from nerf_trainer.frames import FrameData
@@ -14,12 +17,12 @@ from nerf_trainer.renderers.base import RendererOutput
 from nerf_trainer.schedules import scheduled_modules
 from nerf_trainer.training.checkpoint import Checkpoint, CheckpointState, CheckpointStore
 from nerf_trainer.training.dead_start import DeadStartDetector
-from nerf_trainer.training.metrics_log import Row
 from nerf_trainer.training.optimizer_factory import OptimizerFactoryBase, carry_over_
 from nerf_trainer.training.progress import Display
 from nerf_trainer.training.runtime import Runtime, StatusFile
 from nerf_trainer.training.stats import Statistics
 from nerf_trainer.training.step import TrainingStep
+from nerf_trainer.visualization.plots import History
 
 _MAX_FAILED_SAVES = 3
 """Checkpoints in a row that the disk may refuse before the run ends."""
@@ -34,12 +37,14 @@ class Preview(Protocol):
         """Whether anybody can see it now; if not, nothing need be rendered for it."""
         ...
 
-    def row(self, row: Row) -> None:
-        """A line was logged."""
+    def curves(self, history: History) -> None:
+        """Show every metric of the run so far."""
         ...
 
-    def view(self, predictions: Predictions, split: str, step: int) -> None:
-        """A whole view was rendered."""
+    def view(
+        self, predictions: Predictions, split: str, caption: str, sources: Float[Tensor, "V 3 H W"] | None = None
+    ) -> None:
+        """Show the first of the views that were rendered whole, and the photographs that it was rendered from."""
         ...
 
     def close(self) -> None:

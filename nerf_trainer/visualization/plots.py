@@ -2,7 +2,8 @@
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,20 @@ _FIRST = ("objective", "loss_rgb_psnr", "psnr_full_image", "lr", "rays_per_s")
 _COMPANIONS = {"loss_rgb_psnr": "psnr_full_image"}
 """What is drawn into another metric's panel: the same quantity, of whole test views."""
 _COLORS = {"train": "#4878a8", "val": "#c8702a", "test": "#4a9050"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve."""
+
+    label: str
+    """The split, and the metric where that is not its panel's."""
+    color: str | None
+    """As #rrggbb; None leaves the choice to who draws it."""
+    steps: Sequence[float]
+    """Optimizer steps."""
+    values: Sequence[float]
+    """As many finite numbers."""
 
 
 class History:
@@ -76,15 +91,15 @@ def draw_train_stats(history: History, folder: Path) -> tuple[Path, ...]:
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.figure import Figure
 
-    names = _panels(history)
-    if not names:
+    drawn = panels(history)
+    if not drawn:
         return ()
-    n_rows = -(-len(names) // _COLUMNS)
+    n_rows = -(-len(drawn) // _COLUMNS)
     height = 2.6 * n_rows
     figure = Figure(figsize=(4.2 * _COLUMNS, height))
     figure.subplots_adjust(0.05, 0.5 / height, 0.99, 1 - 0.3 / height, wspace=0.2, hspace=0.42)
-    for i, name in enumerate(names):
-        _draw_panel(figure.add_subplot(n_rows, _COLUMNS, i + 1), history, name)
+    for i, (name, lines) in enumerate(drawn):
+        _draw_panel(figure.add_subplot(n_rows, _COLUMNS, i + 1), name, lines)
     written = []
     for suffix, canvas in (("pdf", FigureCanvasPdf), ("png", FigureCanvasAgg)):
         path = folder / f"train_stats.{suffix}"
@@ -98,27 +113,49 @@ def draw_train_stats(history: History, folder: Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def _panels(history: History) -> list[str]:
-    """The metrics worth a panel: those with a curve, not a lone value; where there is no curve at all, every one."""
+def panels(history: History) -> list[tuple[str, list[Line]]]:
+    """What is worth a panel, with its lines: the metrics with a curve, not a lone value; where there is no curve at
+    all, every one."""
     longest = {name: max(len(history.curve(split, name)[0]) for split in history.splits) for name in history.names}
     hosted = {guest for host, guest in _COMPANIONS.items() if longest.get(host, 0) > 1}
     curves = [name for name, length in longest.items() if length > 1 and name not in hosted]
-    return curves or [name for name, length in longest.items() if length]
+    names = curves or [name for name, length in longest.items() if length]
+    return [(name, _lines(history, name)) for name in names]
 
 
-def _draw_panel(axes: Any, history: History, name: str) -> None:
-    values: list[float] = []
+def _lines(history: History, name: str) -> list[Line]:
+    """The curves of a metric and its companion, a line a split."""
+    lines = []
     shown = [name, _COMPANIONS[name]] if name in _COMPANIONS else [name]
     for metric, split in itertools.product(shown, history.splits):
-        steps, curve = history.curve(split, metric)
-        if not steps:
-            continue
-        values += curve
-        marker = "o" if len(steps) < 30 else None
-        label = split if metric == name else f"{split} ({metric})"
-        axes.plot(steps, curve, label=label, color=_COLORS.get(split), linewidth=1.2, marker=marker, markersize=3)
+        steps, values = history.curve(split, metric)
+        if steps:
+            label = split if metric == name else f"{split} ({metric})"
+            lines.append(Line(label, _COLORS.get(split), steps, values))
+    return lines
+
+
+def thinned(line: Line, max_points: int) -> Line:
+    """The line with at most so many points, evenly chosen, the newest among them."""
+    stride = -(-len(line.steps) // max_points)
+    newest_first = slice(None, None, -stride)
+    return replace(line, steps=line.steps[newest_first][::-1], values=line.values[newest_first][::-1])
+
+
+def is_logarithmic(name: str, lines: Sequence[Line]) -> bool:
+    """Whether a panel shows orders of magnitude: that of a loss that spans more than one."""
+    values = [value for line in lines for value in line.values]
     is_loss = name == "objective" or (name.startswith("loss_") and "psnr" not in name)
-    if is_loss and 0 < 10 * min(values) < max(values):
+    return is_loss and 0 < 10 * min(values) < max(values)
+
+
+def _draw_panel(axes: Any, name: str, lines: Sequence[Line]) -> None:
+    for line in lines:
+        marker = "o" if len(line.steps) < 30 else None
+        axes.plot(
+            line.steps, line.values, label=line.label, color=line.color, linewidth=1.2, marker=marker, markersize=3
+        )
+    if is_logarithmic(name, lines):
         axes.set_yscale("log")
     axes.set_title(name, fontsize=9)
     axes.tick_params(which="both", labelsize=7)

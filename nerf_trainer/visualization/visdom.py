@@ -1,35 +1,61 @@
-"""Live pictures on a Visdom server.
+"""Windows on a Visdom server: pictures and curves, posted from a thread of their own.
 
-What is shown is posted over HTTP by a thread of its own, so that no server, however it behaves, holds up a run: when it
-can't keep up the oldest pictures are dropped, and when it doesn't answer they all are, after one notice. Visdom's own
-package is needed to run a server, not here.
+No server, however it behaves, holds up a run: who shows something puts it down and goes on; a window that was not sent
+yet is replaced by its newer content, the oldest are dropped when there are too many, and all of them are when the
+server doesn't answer, after one notice. Visdom's own package is needed to run a server, not here: its client has no
+limit on how long it waits.
 """
 
 import base64
-import html
 import http.client
 import io
 import json
-import queue
+import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
+from torch import Tensor
 
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.models.base import Predictions
-from nerf_trainer.visualization.colormaps import grey, to_bytes
-from nerf_trainer.visualization.flyaround import ViewPictures, pictures
+from nerf_trainer.visualization.flyaround import ViewPictures
+from nerf_trainer.visualization.panes import beside, photographs, sheet, view_panes
+from nerf_trainer.visualization.plots import History, Line, is_logarithmic, panels, thinned
 
+PORT_VARIABLE = "VISDOM_PORT"
+"""Environment variable with the port of the server where no option names one."""
+DEFAULT_PORT = 8097
 TIMEOUT_SECONDS = 2.0
 """How long the server may take to accept, and to answer."""
-_QUEUE_LENGTH = 8
+_MAX_WAITING = 64
+"""Most windows that wait to be sent."""
 _SECONDS_BETWEEN_TRIES = 30.0
+_CHART_HW = (290, 440)
+"""Height and width of a pane with curves, pixels."""
+_MAX_POINTS = 500
+"""Most points of a curve that are sent."""
+_FRAME_HW = (52, 22)
+"""What a pane has around its picture: title and caption, and margins."""
+_NARROWEST = 300
+"""Pixels that a caption needs."""
+
+
+def default_port() -> int:
+    """The port that `VISDOM_PORT` names, 8097 without it.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    text = os.environ.get(PORT_VARIABLE) or str(DEFAULT_PORT)
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise ConfigError(f"{PORT_VARIABLE}: {text!r} is no port; expected a number as {DEFAULT_PORT}, or unset it")
+    return int(text)
 
 
 class VisdomClient:
@@ -49,9 +75,10 @@ class VisdomClient:
         self._name = f"{server}:{port}"
         self._notice = notice
         self._noticed = False
-        self._started = False
         self._quiet_until = 0.0
-        self._queue: queue.Queue[Callable[[], dict[str, Any]] | None] = queue.Queue(_QUEUE_LENGTH)
+        self._waiting: dict[tuple[str, str], Callable[[], dict[str, Any]]] = {}
+        self._closing = False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
 
     @property
@@ -59,7 +86,7 @@ class VisdomClient:
         """False for a while after the server failed: nothing need be prepared for it then."""
         return time.monotonic() >= self._quiet_until
 
-    def image(self, picture: UInt8[np.ndarray, "H W 3"], env: str, window: str, caption: str = "") -> None:
+    def image(self, picture: UInt8[np.ndarray, "H W 3"], env: str, window: str, title: str, caption: str = "") -> None:
         """Show a picture in a window of an environment, in place of what the window showed."""
 
         def message() -> dict[str, Any]:
@@ -67,37 +94,50 @@ class VisdomClient:
                 Image.fromarray(picture).save(buffer, format="PNG", compress_level=3)
                 encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
             content = {"src": f"data:image/png;base64,{encoded}", "caption": caption}
-            return _window("image", content, env, window, picture.shape[1], picture.shape[0])
+            size = picture.shape[0] + _FRAME_HW[0], max(picture.shape[1] + _FRAME_HW[1], _NARROWEST)
+            return _window([{"type": "image", "content": content}], env, window, title, size)
 
-        self._put(message)
+        self._put(env, window, message)
 
-    def table(self, values: Mapping[str, Any], env: str, window: str) -> None:
-        """Show names and values as text."""
-        shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}
-        rows = "".join(f"<tr><td>{html.escape(n)}</td><td>{html.escape(v)}</td></tr>" for n, v in shown.items())
-        self._put(lambda: _window("text", f"<table>{rows}</table>", env, window, 320, 300))
+    def curves(self, lines: Sequence[Line], env: str, window: str, title: str, log_scale: bool = False) -> None:
+        """Show lines over the steps in a window of an environment, in place of what the window showed."""
 
-    def close(self, wait_seconds: float = 2 * TIMEOUT_SECONDS) -> None:
-        """Let what is queued be sent, for so long at most; what comes later is dropped."""
-        if self._started:
-            self._put(None)
+        def message() -> dict[str, Any]:
+            message = _window([_trace(line) for line in lines], env, window, title, _CHART_HW)
+            return {**message, "layout": _layout(title, log_scale)}
+
+        self._put(env, window, message)
+
+    def close(self, wait_seconds: float = TIMEOUT_SECONDS) -> None:
+        """Let what waits be sent, for so long at most, and not to a server that just failed; what comes later is
+        dropped."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.ident is not None and self.reachable:
             self._thread.join(wait_seconds)
 
-    def _put(self, message: Callable[[], dict[str, Any]] | None) -> None:
-        if not self._started:
-            self._started = True
-            self._thread.start()
-        while True:
-            try:
-                return self._queue.put_nowait(message)
-            except queue.Full:
-                try:
-                    self._queue.get_nowait()
-                except queue.Empty:
-                    continue
+    def _put(self, env: str, window: str, message: Callable[[], dict[str, Any]]) -> None:
+        """Leave a window's content to the thread. The lock is never held while anything is sent."""
+        with self._changed:
+            if self._closing:
+                return
+            if self._thread.ident is None:
+                self._thread.start()
+            self._waiting.pop((env, window), None)
+            self._waiting[env, window] = message
+            while len(self._waiting) > _MAX_WAITING:
+                del self._waiting[next(iter(self._waiting))]
+            self._changed.notify()
+
+    def _taken(self) -> Callable[[], dict[str, Any]] | None:
+        """The content that waits longest; None when there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            return self._waiting.pop(next(iter(self._waiting))) if self._waiting else None
 
     def _work(self) -> None:
-        while (message := self._queue.get()) is not None:
+        while (message := self._taken()) is not None:
             if not self.reachable:
                 continue
             try:
@@ -107,7 +147,9 @@ class VisdomClient:
                 if not self._noticed:
                     self._noticed = True
                     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
-                    self._notice(f"no live previews: no visdom server at {self._name} ({reason}); start `visdom` there")
+                    self._notice(
+                        f"no live previews: no visdom server at {self._name} ({reason}); `make visdom` starts one"
+                    )
 
     def _post(self, message: dict[str, Any]) -> None:
         connection = self._connect()
@@ -123,11 +165,11 @@ class VisdomClient:
 
 
 class VisdomPreview:
-    """A run's newest views on a Visdom server: what is rendered beside what was photographed.
+    """A run's newest views on a Visdom server, what is rendered beside what was photographed, and its curves.
 
     Args:
         client: posts the pictures.
-        env: the run's environment; pictures come in `<env>_images_<split>`, the newest values in `<env>_charts`.
+        env: the run's environment; pictures come in `<env>_images_<split>`, curves in `<env>_charts`.
     """
 
     def __init__(self, client: VisdomClient, env: str) -> None:
@@ -139,46 +181,82 @@ class VisdomPreview:
         """False for a while after the server failed."""
         return self._client.reachable
 
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Show a logged line's values."""
-        if self._client.reachable:
-            self._client.table(row, f"{self._env}_charts", f"metrics_{row.get('split', 'train')}")
+    def curves(self, history: History) -> None:
+        """Show every metric over the steps, a line a split, in a window `stat_plot_<metric>` each."""
+        if not self._client.reachable:
+            return
+        for name, lines in panels(history):
+            few = [thinned(line, _MAX_POINTS) for line in lines]
+            self._client.curves(few, f"{self._env}_charts", f"stat_plot_{name}", name, is_logarithmic(name, lines))
 
-    def view(self, predictions: Predictions, split: str, step: int) -> None:
-        """Show a view: rendered image, target, opacity, target mask, depth. Drawn rays make no view."""
-        if self._client.reachable and predictions.rendered.features.ndim == 4:
-            shown = beside_target(predictions, pictures(predictions))
-            self._client.image(shown, f"{self._env}_images_{split}", "view", f"{split}, step {step}")
+    def view(
+        self, predictions: Predictions, split: str, caption: str, sources: Float[Tensor, "V 3 H W"] | None = None
+    ) -> None:
+        """Show the first rendered view beside its photograph: image, mask and depth in a window each.
+
+        Args:
+            predictions: of whole views; drawn rays make no picture, and nothing is shown.
+            split: the environment is `<env>_images_<split>`.
+            caption: which view it is, and when.
+            sources: photographs that the model looked at for it, colours in [0, 1]; shown in a window of their own.
+        """
+        if not self._client.reachable or predictions.rendered.features.ndim != 4:
+            return
+        env = f"{self._env}_images_{split}"
+        for pane in view_panes(predictions):
+            self._client.image(pane.picture, env, pane.name, pane.title, caption)
+        if sources is not None and len(sources) > 0:
+            self._client.image(sheet(photographs(sources)), env, "source_views", "source views", caption)
 
     def pictures(self, shown: ViewPictures, caption: str) -> None:
-        """Show a frame of a fly-around: image, opacity, depth."""
+        """Show a frame of a fly-around: image, mask and depth in one window."""
         if self._client.reachable:
-            panels = (shown.images_render, shown.masks_render, shown.depths_render)
-            row = np.concatenate([panel.numpy() for panel in panels], axis=1)
-            self._client.image(row, f"{self._env}_images_flyaround", "view", caption)
+            panels = [shown.images_render, shown.masks_render, shown.depths_render]
+            row = beside([panel.numpy() for panel in panels])
+            self._client.image(row, f"{self._env}_images_flyaround", "view", "image, mask, depth", caption)
+
+    def source_images(self, pictures: Sequence[UInt8[Tensor, "_ _ 3"]], caption: str) -> None:
+        """Show the photographs that a fly-around's model looks at, in a window of their own."""
+        if self._client.reachable and pictures:
+            shown = sheet([picture.cpu().numpy() for picture in pictures])
+            self._client.image(shown, f"{self._env}_images_flyaround", "source_views", "source views", caption)
 
     def close(self) -> None:
-        """Let what is queued be sent, for a short time."""
+        """Let what waits be sent, for a short time."""
         self._client.close()
 
 
-def beside_target(predictions: Predictions, shown: ViewPictures) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Above, the rendered image, opacity and depth; below, the target image and mask, black where there is none."""
-    black = np.zeros(shown.images_render.shape, np.uint8)
-    rgb, alpha = predictions.targets.rgb, predictions.targets.fg_probability
-    below = [
-        black if rgb is None else to_bytes(rgb[0]).cpu().numpy(),
-        black if alpha is None else grey(alpha[0, ..., 0]).cpu().numpy(),
-        black,
-    ]
-    above = [p.numpy() for p in (shown.images_render, shown.masks_render, shown.depths_render)]
-    return np.concatenate([np.concatenate(above, axis=1), np.concatenate(below, axis=1)], axis=0)
-
-
-def _window(kind: str, content: Any, env: str, window: str, width: int, height: int) -> dict[str, Any]:
+def _window(data: list[dict[str, Any]], env: str, window: str, title: str, size_hw: tuple[int, int]) -> dict[str, Any]:
     """A message that makes or replaces a window."""
-    options = {"title": window, "width": max(200, width + 20), "height": max(150, height + 60)}
-    return {"data": [{"type": kind, "content": content}], "win": window, "eid": env, "opts": options}
+    options = {"title": title, "height": size_hw[0], "width": size_hw[1]}
+    return {"data": data, "win": window, "eid": env, "opts": options}
+
+
+def _trace(line: Line) -> dict[str, Any]:
+    """A line in Plotly's terms; a few points are marked, that they be seen."""
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if len(line.steps) < 30 else "lines",
+        "name": line.label,
+        "x": list(line.steps),
+        "y": list(line.values),
+        "line": {"color": line.color, "width": 2},
+        "marker": {"size": 5},
+    }
+
+
+def _layout(title: str, log_scale: bool) -> dict[str, Any]:
+    """The axes of a pane of curves in Plotly's terms."""
+    values = {"type": "log", "dtick": 1, "exponentformat": "power"} if log_scale else {"type": "linear"}
+    return {
+        # Below the buttons that Plotly puts at the top, with the legend on the right.
+        "title": {"text": title, "font": {"size": 14}, "x": 0.02, "y": 0.84, "yanchor": "bottom"},
+        "showlegend": True,
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        "margin": {"l": 56, "r": 16, "t": 56, "b": 52},
+        "xaxis": {"title": {"text": "step", "standoff": 4}, "rangemode": "tozero"},
+        "yaxis": values,
+    }
 
 
 def _endpoint(server: str, port: int) -> tuple[Callable[[], http.client.HTTPConnection], str]:

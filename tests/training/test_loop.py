@@ -334,37 +334,3 @@ def test_loss_scale_begins_anew_too(tmp_path, monkeypatch):
     experiment(tmp_path, model={"dead_seeds": 1}).run()
     # Two finite steps double the scale; of the 12 of the second start six pairs do, and the first start's don't count.
     assert scaler.get_scale() == 64.0 * 2**6
-
-
-class Watcher:
-    """A preview that a test looks at."""
-
-    def __init__(self, reachable):
-        self.reachable = reachable
-        self.views = []
-
-    def row(self, row):
-        pass
-
-    def view(self, predictions, split, step):
-        self.views.append((split, step))
-
-    def close(self):
-        pass
-
-
-@pytest.mark.parametrize(("source", "split"), [({}, "val"), ({"has_val": False}, "test")])
-@pytest.mark.parametrize("reachable", [True, False])
-def test_previews_are_rendered_for_those_who_can_see_them(tmp_path, monkeypatch, source, split, reachable):
-    watcher, training = Watcher(reachable), []
-    forward = TinyModel.forward
-
-    def watched(model, frames):
-        training.append(model.training)
-        return forward(model, frames)
-
-    monkeypatch.setattr(TinyModel, "forward", watched)
-    monkeypatch.setattr(ImplicitronTrainingLoop, "preview", lambda loop, folder, notice: watcher)
-    experiment(tmp_path, source=source, visualize_interval=3, max_epochs=1, test_interval=1).run()
-    assert training[:4] == [True, True, True, not reachable]
-    assert [view for view in watcher.views if view[1] == 3] == ([(split, 3)] if reachable else [])

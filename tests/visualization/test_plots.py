@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from nerf_trainer.visualization.plots import History, _panels, draw_train_stats
+from nerf_trainer.visualization.plots import History, Line, draw_train_stats, is_logarithmic, panels, thinned
 
 
 def row(step, split="train", **values):
@@ -63,7 +63,21 @@ def test_lone_values_get_no_panel_and_the_test_psnr_joins_the_training_s():
     for step in range(5):
         history.add(row(step, objective=1.0, loss_rgb_psnr=20.0))
     history.add(row(5, "test", psnr_full_image=21.0, iou=0.9))
-    assert _panels(history) == ["objective", "loss_rgb_psnr"]
+    assert [name for name, _ in panels(history)] == ["objective", "loss_rgb_psnr"]
+    assert [line.label for line in panels(history)[1][1]] == ["train", "test (psnr_full_image)"]
     alone = History()
     alone.add(row(5, "test", psnr_full_image=21.0, iou=0.9))
-    assert _panels(alone) == ["psnr_full_image", "iou"]
+    assert [name for name, _ in panels(alone)] == ["psnr_full_image", "iou"]
+
+
+@pytest.mark.parametrize(("n", "kept"), [(3, [0, 1, 2]), (4, [0, 1, 2, 3]), (5, [0, 2, 4]), (10, [0, 3, 6, 9])])
+def test_a_thinned_line_ends_with_the_newest_value(n, kept):
+    line = thinned(Line("train", None, list(range(n)), [10 * i for i in range(n)]), 4)
+    assert (list(line.steps), list(line.values)) == (kept, [10 * i for i in kept])
+
+
+def test_losses_over_orders_of_magnitude_are_shown_by_these():
+    wide = [Line("train", None, [1, 2], [1.0, 0.05])]
+    assert is_logarithmic("objective", wide) and is_logarithmic("loss_rgb_mse", wide)
+    assert not is_logarithmic("loss_rgb_psnr", wide) and not is_logarithmic("lr", wide)
+    assert not is_logarithmic("objective", [Line("train", None, [1, 2], [1.0, -0.05])])

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import socket
@@ -23,7 +24,9 @@ from nerf_trainer.training.loop import ImplicitronTrainingLoop
 from nerf_trainer.training.model_factory import ImplicitronModelFactory
 from nerf_trainer.training.session import Preview
 from nerf_trainer.visualization import visdom
-from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview
+from nerf_trainer.visualization.flyaround import pictures
+from nerf_trainer.visualization.plots import History, Line
+from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview, default_port
 from tests.training.tiny_run import TinyEvaluator, TinyModel, TinySource
 
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -63,6 +66,42 @@ def tarpit():
 
 
 @contextlib.contextmanager
+def blackhole():
+    """A port whose queue of connections is full, so that nobody answers a new one; yields it."""
+    with contextlib.ExitStack() as sockets:
+        listening = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+@contextlib.contextmanager
+def failing():
+    """A server that answers 500 to everything; yields its port."""
+    with server(status=500) as (port, _):
+        yield port
+
+
+@contextlib.contextmanager
+def dying():
+    """A server that takes one window and is gone; yields its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve_one():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 20)
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\nwindow")
+            listening.close()
+
+        thread = threading.Thread(target=serve_one, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+
+
+@contextlib.contextmanager
 def refusing():
     """A port where nobody listens."""
     with socket.socket() as taken:
@@ -90,47 +129,91 @@ def rendering(targets=True):
     return Predictions(rendered=output, targets=seen)
 
 
+def shown_picture(message):
+    """The picture of a message."""
+    encoded = message["data"][0]["content"]["src"].split(",")[1]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+
+
+def history(n=3):
+    """A history of `n` steps in two splits."""
+    rows = History()
+    for step in range(1, n + 1):
+        rows.add({"step": step, "split": "train", "objective": 1.0 / step, "loss_rgb_psnr": 20.0 + step})
+        rows.add({"step": step, "split": "val", "objective": 2.0 / step})
+    return rows
+
+
 def test_a_picture_arrives_as_it_was():
     with server() as (port, got):
         live, notices = client(port)
-        live.image(PICTURE, "run_images_train", "view", "step 3")
+        live.image(PICTURE, "run_images_train", "image", "image: rendered", "step 3")
         live.close(20.0)
     (path, message), *rest = got
     assert (path, rest, notices) == ("/events", [], [])
-    assert (message["win"], message["eid"]) == ("view", "run_images_train")
+    assert (message["win"], message["eid"], message["opts"]["title"]) == (
+        "image",
+        "run_images_train",
+        "image: rendered",
+    )
     (data,) = message["data"]
     assert data["type"] == "image"
     assert data["content"]["caption"] == "step 3"
-    header, encoded = data["content"]["src"].split(",")
-    assert header == "data:image/png;base64"
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded)))), PICTURE)
+    assert data["content"]["src"].startswith("data:image/png;base64,")
+    assert np.array_equal(shown_picture(message), PICTURE)
 
 
-def test_values_are_text_and_not_markup():
+def test_a_pane_is_larger_than_its_picture():
     with server() as (port, got):
         live, _ = client(port)
-        live.table({"loss_rgb_mse": 0.012345, "<b>": "</td><script>"}, "run_charts", "metrics")
+        live.image(np.zeros((500, 700, 3), np.uint8), "run", "image", "image")
         live.close(20.0)
-    content = got[0][1]["data"][0]["content"]
-    assert "<td>0.01234</td>" in content or "<td>0.01235</td>" in content
-    assert "&lt;b&gt;" in content and "<script>" not in content
+    assert got[0][1]["opts"]["width"] >= 700 and got[0][1]["opts"]["height"] >= 500
 
 
-@pytest.mark.parametrize("targets", [True, False])
-def test_a_view_is_shown_beside_its_target(targets):
+def test_curves_of_all_splits_come_in_one_window_against_steps():
     with server() as (port, got):
         live, _ = client(port)
-        preview = VisdomPreview(live, "run")
-        preview.view(rendering(targets), "val", 7)
+        VisdomPreview(live, "run").curves(history())
         live.close(20.0)
-    message = got[0][1]
-    assert message["eid"] == "run_images_val"
-    assert message["data"][0]["content"]["caption"] == "val, step 7"
-    encoded = message["data"][0]["content"]["src"].split(",")[1]
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
-    assert shown.shape == (2 * 4, 3 * 6, 3)
-    assert (shown[:4, :6] == 51).all()
-    assert (shown[4:, :6] == (204 if targets else 0)).all()
+    windows = {message["win"]: message for _, message in got}
+    assert {message["eid"] for message in windows.values()} == {"run_charts"}
+    assert set(windows) == {"stat_plot_objective", "stat_plot_loss_rgb_psnr"}
+    train, val = windows["stat_plot_objective"]["data"]
+    assert (train["name"], train["x"], train["y"]) == ("train", [1, 2, 3], [1.0, 0.5, 1.0 / 3])
+    assert (val["name"], val["x"], val["y"]) == ("val", [1, 2, 3], [2.0, 1.0, 2.0 / 3])
+    layout = windows["stat_plot_objective"]["layout"]
+    assert (layout["title"]["text"], layout["xaxis"]["title"]["text"]) == ("objective", "step")
+
+
+def test_a_long_run_sends_a_bounded_number_of_points():
+    with server() as (port, got):
+        live, _ = client(port)
+        VisdomPreview(live, "run").curves(history(1777))
+        live.close(20.0)
+    for _, message in got:
+        for line in message["data"]:
+            assert 250 < len(line["x"]) == len(line["y"]) <= visdom._MAX_POINTS
+            assert line["x"][-1] == 1777 and line["x"] == sorted(line["x"])
+
+
+def test_orders_of_magnitude_have_a_logarithmic_axis():
+    with server() as (port, got):
+        live, _ = client(port)
+        VisdomPreview(live, "run").curves(history(100))
+        live.close(20.0)
+    axes = {message["win"]: message["layout"]["yaxis"]["type"] for _, message in got}
+    assert axes == {"stat_plot_objective": "log", "stat_plot_loss_rgb_psnr": "linear"}
+
+
+def test_a_view_comes_in_windows_of_its_split():
+    with server() as (port, got):
+        live, _ = client(port)
+        VisdomPreview(live, "run").view(rendering(), "val", "val, step 7", sources=torch.rand(3, 3, 4, 6))
+        live.close(20.0)
+    assert [message["win"] for _, message in got] == ["image", "mask", "depth", "source_views"]
+    assert {message["eid"] for _, message in got} == {"run_images_val"}
+    assert {message["data"][0]["content"]["caption"] for _, message in got} == {"val, step 7"}
 
 
 def test_drawn_rays_are_no_view():
@@ -138,9 +221,20 @@ def test_drawn_rays_are_no_view():
         live, _ = client(port)
         rays = torch.ones(1, 5, 1)
         output = RendererOutput(features=rays.expand(1, 5, 3), depths=rays, masks=rays)
-        VisdomPreview(live, "run").view(Predictions(rendered=output, targets=Targets()), "val", 1)
+        VisdomPreview(live, "run").view(Predictions(rendered=output, targets=Targets()), "val", "step 1")
         live.close(20.0)
     assert got == []
+
+
+def test_a_flyaround_shows_frames_and_source_views():
+    with server() as (port, got):
+        live, _ = client(port)
+        preview = VisdomPreview(live, "run")
+        preview.source_images([torch.zeros(4, 6, 3, dtype=torch.uint8)] * 2, "apple")
+        preview.pictures(pictures(rendering()), "apple, view 1 of 40")
+        live.close(20.0)
+    assert [message["win"] for _, message in got] == ["source_views", "view"]
+    assert {message["eid"] for _, message in got} == {"run_images_flyaround"}
 
 
 def test_no_thread_before_there_is_something_to_show():
@@ -156,85 +250,88 @@ def test_it_is_what_a_training_run_expects():
         live.close()
 
 
-@pytest.mark.parametrize("kind", [tarpit, refusing])
-def test_a_server_that_does_not_answer_holds_up_nobody(kind, monkeypatch):
+@pytest.mark.parametrize("kind", [refusing, blackhole, tarpit, failing, dying])
+def test_a_server_that_does_not_answer_is_told_of_once(kind, monkeypatch):
     monkeypatch.setattr(visdom, "TIMEOUT_SECONDS", 0.3)
-    blocked, post = threading.Event(), VisdomClient._post
-
-    def observed(self, message):
-        blocked.set()
-        post(self, message)
-
-    monkeypatch.setattr(VisdomClient, "_post", observed)
+    monkeypatch.setattr(visdom, "_SECONDS_BETWEEN_TRIES", 0.05)
     with kind() as port:
         live, notices = client(port)
         preview = VisdomPreview(live, "run")
-        for step in range(100):
-            preview.view(rendering(), "train", step)
-            preview.row({"split": "train", "step": step})
-        assert live._queue.qsize() <= visdom._QUEUE_LENGTH
-        assert blocked.wait(20.0)
-        wait_for(lambda: notices)
-        for step in range(100):
-            preview.view(rendering(), "train", step)
-        assert not live.reachable
+
+        def told():
+            preview.view(rendering(), "train", "step 1")
+            return bool(notices)
+
+        wait_for(told)
+        for _ in range(3):  # further failures are not told
+            wait_for(lambda: live.reachable)
+            preview.view(rendering(), "train", "step 2")
+            wait_for(lambda: not live.reachable)
+        assert len(live._waiting) <= visdom._MAX_WAITING
         live.close(20.0)
-        assert not live._thread.is_alive()
     assert len(notices) == 1
     assert "visdom" in notices[0] and f"127.0.0.1:{port}" in notices[0] and "\n" not in notices[0]
 
 
-def test_closing_waits_for_a_tarpit_only_so_long():
+def test_who_shows_something_never_waits(monkeypatch):
+    """The thread is stuck in a server until this one, which showed a thousand pictures meanwhile, lets it go."""
+    started, go_on, sent = threading.Event(), threading.Event(), []
+
+    def post(self, message):
+        started.set()
+        assert go_on.wait(60.0)
+        sent.append((message["eid"], message["data"][0]["content"]["caption"]))
+
+    monkeypatch.setattr(VisdomClient, "_post", post)
+    live, _ = client(1)
+    live.image(PICTURE, "run", "image", "image", "first")
+    assert started.wait(20.0)
+    for i in range(1000):
+        live.image(PICTURE, "run", "image", "image", str(i))
+        live.image(PICTURE, f"run {i}", "image", "image", str(i))
+        assert len(live._waiting) <= visdom._MAX_WAITING
+    assert not go_on.is_set() and sent == []
+    go_on.set()
+    live.close(20.0)
+    # Of a window only the newest content is sent, and of too many windows the newest.
+    newest = [(f"run {i}", str(i)) for i in range(1001 - visdom._MAX_WAITING, 1000)]
+    assert sent == [("run", "first"), *newest[:-1], ("run", "999"), newest[-1]]
+
+
+def test_closing_waits_for_a_tarpit_only_so_long(monkeypatch):
+    joined = []
+    monkeypatch.setattr(threading.Thread, "join", lambda thread, timeout=None: joined.append(timeout))
     with tarpit() as port:
         live, _ = client(port)
-        live.image(PICTURE, "run", "view")
-        live.close(0.05)  # the thread is a daemon: it ends with the program
-        assert live._thread.daemon
+        live.image(PICTURE, "run", "image", "image")
+        live.close()
+        assert joined == [visdom.TIMEOUT_SECONDS]
+        assert live._thread.daemon  # it ends with the program
+        live.image(PICTURE, "run", "other", "comes too late")
+        assert ("run", "other") not in live._waiting
 
 
-def test_a_server_that_refuses_is_told_of_once(monkeypatch):
-    monkeypatch.setattr(visdom, "_SECONDS_BETWEEN_TRIES", 0.0)
-    with server(status=500) as (port, got):
+def test_closing_does_not_wait_for_a_server_that_just_failed(monkeypatch):
+    with refusing() as port:
         live, notices = client(port)
-        for _ in range(3):
-            live.image(PICTURE, "run", "view")
-        live.close(20.0)
-    assert len(got) == 3
-    assert len(notices) == 1 and "500" in notices[0]
+        live.image(PICTURE, "run", "image", "image")
+        wait_for(lambda: notices)
+        monkeypatch.setattr(live._thread, "join", lambda timeout=None: pytest.fail("it waits"))
+        live.close()
 
 
 def test_a_server_that_comes_back_is_used_again(monkeypatch):
     monkeypatch.setattr(visdom, "_SECONDS_BETWEEN_TRIES", 0.05)
     with refusing() as port:
         live, notices = client(port)
-        live.image(PICTURE, "run", "view")
+        live.image(PICTURE, "run", "image", "image")
         wait_for(lambda: notices)
     with server() as (other, got):
         live._connect, _ = visdom._endpoint("http://127.0.0.1", other)
         wait_for(lambda: live.reachable)
-        live.image(PICTURE, "run", "view")
+        live.image(PICTURE, "run", "image", "image")
         live.close(20.0)
     assert len(got) == 1
-
-
-def test_the_oldest_are_dropped(monkeypatch):
-    started, go_on, sent = threading.Event(), threading.Event(), []
-
-    def post(self, message):
-        started.set()
-        go_on.wait(20.0)
-        sent.append(message["data"][0]["content"]["caption"])
-
-    monkeypatch.setattr(VisdomClient, "_post", post)
-    live, _ = client(1)
-    live.image(PICTURE, "run", "view", "first")
-    assert started.wait(20.0)
-    for i in range(50):
-        live.image(PICTURE, "run", "view", str(i))
-    go_on.set()
-    wait_for(lambda: len(sent) > visdom._QUEUE_LENGTH)
-    live.close(20.0)
-    assert sent == ["first", *(str(i) for i in range(50 - visdom._QUEUE_LENGTH, 50))]
 
 
 @pytest.mark.parametrize(
@@ -255,17 +352,88 @@ def test_what_is_no_address_is_refused(address):
         VisdomClient(address, 8097, print)
 
 
-@pytest.mark.parametrize(("settings", "shown"), [({}, True), ({"visualize_interval": 0}, False)])
-def test_a_training_shows_itself(tmp_path, settings, shown):
+def test_the_port_is_that_of_the_environment(monkeypatch):
+    monkeypatch.delenv("VISDOM_PORT", raising=False)
+    assert default_port() == ImplicitronTrainingLoop().visdom_port == 8097
+    monkeypatch.setenv("VISDOM_PORT", "8123")
+    assert default_port() == ImplicitronTrainingLoop().visdom_port == 8123
+
+
+@pytest.mark.parametrize("text", ["no", "0", "65536", "-1", "80.5"])
+def test_what_is_no_port_is_refused(monkeypatch, text):
+    monkeypatch.setenv("VISDOM_PORT", text)
+    with pytest.raises(ConfigError, match=r"VISDOM_PORT: .* is no port; expected a number as 8097"):
+        default_port()
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch):
+    """The curves' file takes most of the time of a tiny training."""
+    monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
+
+
+def train(folder, port, **settings):
+    """A small training; the digest of its weights."""
+    loop = ImplicitronTrainingLoop(
+        evaluator=TinyEvaluator(), metric_print_interval=2, visdom_port=port, **{"max_epochs": 2, **settings}
+    )
+    Experiment(
+        exp_dir=str(folder),
+        data_source=TinySource(),
+        model_factory=ImplicitronModelFactory(model=Factory.of(TinyModel)),
+        training_loop=loop,
+    ).run()
+    (newest,) = sorted(folder.glob("checkpoints/step-*"))[-1:]
+    return hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("interval", [0, 3])
+def test_a_training_shows_its_curves_whether_or_not_pictures_are_asked_for(tmp_path, interval):
     with server() as (port, got):
-        loop = ImplicitronTrainingLoop(
-            evaluator=TinyEvaluator(), max_epochs=2, metric_print_interval=2, visdom_port=port, **settings
-        )
-        Experiment(
-            exp_dir=str(tmp_path / "my_run"),
-            data_source=TinySource(),
-            model_factory=ImplicitronModelFactory(model=Factory.of(TinyModel)),
-            training_loop=loop,
-        ).run()
-    environments = {message["eid"] for _, message in got}
-    assert environments == ({"my_run_charts"} if shown else set())  # the tiny model renders no whole views
+        train(tmp_path / "my_run", port, visualize_interval=interval)
+    assert {message["eid"] for _, message in got} == {"my_run_charts"}  # the tiny model renders no whole views
+    newest = {message["win"]: message for _, message in got}["stat_plot_loss_rgb_mse"]
+    by_split = {line["name"]: line["x"] for line in newest["data"]}
+    assert by_split == {"train": [2, 4, 6, 8], "val": [4, 8]}
+
+
+def test_a_resumed_training_shows_its_earlier_curve(tmp_path):
+    with server() as (port, got):
+        train(tmp_path, port)
+        got.clear()
+        train(tmp_path, port, max_epochs=3, visdom_env="named")
+    assert {message["eid"] for _, message in got} == {"named_charts"}
+    newest = {message["win"]: message for _, message in got}["stat_plot_objective"]
+    assert newest["data"][0]["x"] == [2, 4, 6, 8, 10, 12]
+
+
+def test_an_empty_address_shows_nothing(tmp_path):
+    with server() as (port, got):
+        train(tmp_path, port, visdom_server="")
+    assert got == []
+
+
+@pytest.fixture(scope="module")
+def weights_without(tmp_path_factory):
+    """Of a training that shows nothing."""
+    return train(tmp_path_factory.mktemp("without"), 1, visdom_server="")
+
+
+@pytest.mark.parametrize("kind", [refusing, blackhole, tarpit, failing, dying])
+def test_no_server_changes_a_training(tmp_path, monkeypatch, capsys, kind, weights_without):
+    monkeypatch.setattr(visdom, "TIMEOUT_SECONDS", 0.3)
+    with kind() as port:
+        assert train(tmp_path / "with", port, visualize_interval=1) == weights_without
+    assert capsys.readouterr().out.count("no live previews") <= 1
+
+
+def test_a_server_that_nobody_asked_for_is_not_missed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(visdom.VisdomClient, "close", lambda client: client._thread.join(0.5))
+    with refusing() as port:
+        train(tmp_path, port, visualize_interval=0)
+    assert "visdom" not in capsys.readouterr().out
+
+
+def test_lines_without_a_colour_get_one_from_the_page():
+    line = visdom._trace(Line("other", None, [1], [2.0]))
+    assert line["line"]["color"] is None and line["name"] == "other"
