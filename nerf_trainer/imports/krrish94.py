@@ -45,9 +45,7 @@ class Krrish94NeRF(Layout):
 
     def _network(self, tensors: Mapping[str, Tensor], where: Path) -> PublishedNeRF:
         if "layer3.weight" in tensors or "layer3_1.weight" in tensors:
-            raise misfit(
-                where, self.name, ["layer3 is not in FlexibleNeRFModel or PaperNeRFModel, expected one of them"]
-            )
+            raise misfit(where, self.name, ["layer3 is there, expected FlexibleNeRFModel or PaperNeRFModel"])
         return self._flexible(tensors, where) if "layer1.weight" in tensors else self._paper(tensors, where)
 
     def _flexible(self, tensors: Mapping[str, Tensor], where: Path) -> PublishedNeRF:

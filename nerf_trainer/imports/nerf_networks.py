@@ -140,7 +140,8 @@ class PublishedNeRF:
             return Linear(self.position.reordered(layer.weight, self.position.has_input), layer.bias)
         if i not in self.skips:
             return layer
-        parts = layer.weight.split([n, layer.weight.shape[1] - n] if self.encoding_first else [-n, n], dim=1)
+        hidden_dim = layer.weight.shape[1] - n
+        parts = layer.weight.split([n, hidden_dim] if self.encoding_first else [hidden_dim, n], dim=1)
         encoded, hidden = parts if self.encoding_first else parts[::-1]
         return Linear(torch.cat([hidden, self.position.reordered(encoded, self.position.has_input)], dim=1), layer.bias)
 

@@ -252,3 +252,25 @@ def test_the_integrated_encoding_learns_a_ball() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) < 0.2 * sum(losses[:10]), (losses[0], losses[-1])
+
+
+def test_the_colour_head_may_be_deeper_and_its_features_positive() -> None:
+    """relu(bottleneck) beside the direction, then n_layers_dir layers with a ReLU each, then the colour."""
+    module, bundle = field(n_layers_dir=3, relu_bottleneck=True, **SMALL), rays()
+    hidden = module.trunk(module.encode_position(bundle.points))
+    direction = module.encode_direction(bundle.view_directions)[..., None, :].expand(*hidden.shape[:-1], -1)
+    weight = torch.cat([module.color_hidden.weight, module.color_direction.weight], dim=1)
+    y = torch.cat([torch.relu(module.bottleneck(hidden)), direction], dim=-1)
+    y = torch.relu(y @ weight.T + module.color_hidden.bias)
+    assert len(module.color_layers) == 2
+    for layer in module.color_layers:
+        y = torch.relu(layer(y))
+    torch.testing.assert_close(module(bundle, FieldInputs()).features, torch.sigmoid(module.color(y)))
+    plain = field(n_layers_dir=3, **SMALL)
+    plain.load_state_dict(module.state_dict())
+    assert (plain(bundle, FieldInputs()).features - module(bundle, FieldInputs()).features).abs().max() > 1e-3
+
+
+def test_a_colour_head_without_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="n_layers_dir: 0, expected at least 1"):
+        field(n_layers_dir=0, **SMALL)
