@@ -10,36 +10,45 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
+import numpy as np
 import torch
-import yaml
-from omegaconf import DictConfig, OmegaConf
+from jaxtyping import UInt8
+from omegaconf import DictConfig
 
 from nerf_trainer import launch
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.trajectories import TrajectoryType, fitting_type, trajectory
-from nerf_trainer.config import Configurable, ReplaceableBase, build, registry
-from nerf_trainer.data.source import DataSourceBase
-from nerf_trainer.data.splits import DatasetBase
-from nerf_trainer.errors import CheckpointError, ConfigError, DataError, StorageError, keyed_line, unknown_name
+from nerf_trainer.config import Configurable, build
+from nerf_trainer.data.splits import DatasetBase, DatasetMap
+from nerf_trainer.errors import (
+    ConfigError,
+    DataError,
+    StorageError,
+    keyed_line,
+    options_text,
+    require_at_least,
+    unknown_name,
+)
+from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
-from nerf_trainer.training import run_config
-from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.interruption import StopSignals
-from nerf_trainer.training.model_factory import ModelFactoryBase
 from nerf_trainer.training.progress import Display, tracked
 from nerf_trainer.training.runtime import Precision, Runtime
+from nerf_trainer.training.saved_run import SavedRun
 from nerf_trainer.visualization.flyaround import ViewPictures, depth_range, filmed, pictures, render_views
+from nerf_trainer.visualization.source_views import choose_source_views, source_pictures
 from nerf_trainer.visualization.video import VideoWriter, contact_sheet
-from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview
+from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview, default_port
 
-R = TypeVar("R", bound=ReplaceableBase)
+Picture = UInt8[np.ndarray, "H W 3"]
 
 _N_SURVEYED = 6
 """Small views along the path that the range of depths is taken from before the first frame."""
 _SURVEY_SIDE = 32
 _N_IN_SHEET = 8
+_N_SOURCES_IN_ROW = 10
 
 
 class VisualizeConfig(Configurable):
@@ -48,11 +57,16 @@ class VisualizeConfig(Configurable):
     exp_dir: str
     """The run's folder, with its `expconfig.yaml` and checkpoints."""
     restrict_sequence_name: str | None = None
-    """Render this sequence only; null renders all that the split has. A single scene has one."""
+    """Render this sequence only; null renders those of the split, at most `n_sequences`. A single scene has one."""
+    n_sequences: int = 10
+    """Most sequences rendered where none is named, spread evenly over the split's; 0 for all."""
+    n_source_views: int = 9
+    """Photographs of the sequence that a model which looks at source views is shown, spread over all that are known;
+    those that are held out are never shown."""
     output_directory: str = ""
     """Where the videos go; empty: `video` in the run's folder."""
     render_size: tuple[int, int] | None = None
-    """Height and width of rendered views, pixels; null: those of the split's first image."""
+    """Height and width of rendered views, pixels; null: those of the sequence's first image in the split."""
     video_size: tuple[int, int] | None = None
     """Height and width that rendered views are resized to in the videos; null: as rendered."""
     split: Literal["train", "val", "test"] = "train"
@@ -80,17 +94,18 @@ class VisualizeConfig(Configurable):
     """Show each frame on a visdom server."""
     visdom_server: str = "http://127.0.0.1"
     """Address of the visdom server."""
-    visdom_port: int = 8097
-    """Port of the visdom server."""
+    visdom_port: int = field(default_factory=default_port)
+    """Port of the visdom server; the environment variable VISDOM_PORT sets the default."""
     visdom_env: str = ""
     """Environment on the visdom server; empty: the name of the run's folder."""
     plugins: tuple[str, ...] = ()
     """Modules to import first; those that the run was trained with have to be named again."""
 
     def __post_init__(self) -> None:
-        for name in ("n_eval_cameras", "fps", "trajectory_scale"):
+        for name in ("n_eval_cameras", "n_source_views", "fps", "trajectory_scale"):
             if not vars(self)[name] > 0:
                 raise ConfigError(f"{name}: {vars(self)[name]}; expected a number above 0")
+        require_at_least("n_sequences", self.n_sequences, 0)
         for name in ("render_size", "video_size"):
             if (size := vars(self)[name]) is not None and min(size) < 1:
                 raise ConfigError(f"{name}: {list(size)}; expected [height, width] of at least 1 pixel")
@@ -113,14 +128,10 @@ class VisualizeConfig(Configurable):
         if not runtime.is_main:
             return ()
         display = Display()
-        dataset = saved.dataset(self.split)
-        sequences = self._sequences(dataset)
+        datasets = saved.datasets()
+        dataset = self._split(datasets)
         model, step = saved.model(self.resume_epoch)
-        if model.looks_at_source_views:
-            raise ConfigError(
-                f"exp_dir: the model of {folder} looks at source views, which fly-arounds do not have; expected a run"
-                " without view_pooler_enabled; evaluate this one by nerf_runner with eval_only=True"
-            )
+        sequences = self._sequences(dataset, model, display)
         model = model.to(runtime.device)
         output = Path(self.output_directory).expanduser() if self.output_directory else folder / "video"
         display.line(
@@ -130,7 +141,8 @@ class VisualizeConfig(Configurable):
         written: list[Path] = []
         with self._preview(folder, display) as preview, StopSignals() as signals:
             for name in sequences:
-                flight = _Flight(self, model, *filmed(dataset, name), name, runtime, output)
+                sources = self._sources(datasets, name, display) if model.looks_at_source_views else None
+                flight = _Flight(self, model, *filmed(dataset, name), name, runtime, output, sources)
                 display.line(flight.plan())
                 written += flight.run(display, preview, signals)
                 display.line(flight.summary())
@@ -139,21 +151,55 @@ class VisualizeConfig(Configurable):
         display.line(f"done in {time.monotonic() - started:.0f} s")
         return tuple(written)
 
-    def _precision(self, saved: "SavedRun") -> Precision:
+    def _precision(self, saved: SavedRun) -> Precision:
         if self.precision is not None:
             return self.precision
         return saved.precision if torch.cuda.is_available() else Precision.fp32
 
-    def _sequences(self, dataset: DatasetBase) -> tuple[str, ...]:
-        wanted = self.restrict_sequence_name
-        if wanted is None:
-            return dataset.sequence_names
-        if wanted not in dataset.sequence_names:
+    def _split(self, datasets: DatasetMap) -> DatasetBase:
+        splits = dict(datasets.items())
+        if self.split not in splits:
+            raise DataError(keyed_line("split", unknown_name(self.split, "is no split of the run's data", splits)))
+        return splits[self.split]
+
+    def _sequences(self, dataset: DatasetBase, model: ImplicitronModelBase, display: Display) -> tuple[str, ...]:
+        """The sequences to render: the named one, or those that the model knows, as many as asked for."""
+        names, wanted = dataset.sequence_names, self.restrict_sequence_name
+        unknown = set(model.without_code(names))
+        known = [name for name in names if name not in unknown]
+        if wanted in known:
+            return (wanted,)
+        if wanted is not None:
             problem = f"is no sequence of the {self.split} split"
+            if wanted in unknown:
+                problem = "is a sequence that the model was not trained on and has no code of"
+            raise ConfigError(keyed_line("restrict_sequence_name", unknown_name(wanted, problem, known)))
+        if not known:
             raise ConfigError(
-                keyed_line("restrict_sequence_name", unknown_name(wanted, problem, dataset.sequence_names))
+                f"split: the model was trained on none of the {len(names)} sequences of {self.split} and has no code of"
+                " any; expected a split of what it was trained on; set split=train"
             )
-        return (wanted,)
+        if unknown:
+            display.note(f"left out {len(unknown)} sequences that the model was not trained on and has no code of")
+        n = min(self.n_sequences or len(known), len(known))
+        if n < len(known):
+            display.note(
+                f"n_sequences: renders {n} of the {len(known)} sequences of {self.split}; n_sequences=0 renders all,"
+                " restrict_sequence_name=NAME one of them"
+            )
+        return tuple(known[i * len(known) // n] for i in range(n))
+
+    def _sources(self, datasets: DatasetMap, sequence: str, display: Display) -> FrameData:
+        """The photographs that the model is shown with every view of a sequence, decoded once."""
+        chosen = choose_source_views(datasets, self.split, sequence, self.n_source_views)
+        n = len(chosen.indices)
+        if n < self.n_source_views:
+            display.note(
+                f"n_source_views: found {n} known frames of {sequence}, not {self.n_source_views}; the model sees all"
+            )
+        numbers = options_text([str(number) for number in chosen.frame_numbers()])
+        display.line(f"{sequence}: the model looks at {n} of {chosen.n_available} known frames: {numbers}")
+        return chosen.load()
 
     @contextlib.contextmanager
     def _preview(self, folder: Path, display: Display) -> Iterator[VisdomPreview | None]:
@@ -168,100 +214,6 @@ class VisualizeConfig(Configurable):
             preview.close()
 
 
-class SavedRun:
-    """What a run's folder says of its data and its model; nothing in it is changed.
-
-    Args:
-        folder: the run's folder.
-
-    Raises:
-        CheckpointError: there is no run in it.
-        ConfigError: its configuration can't be read.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._path = folder / run_config.FILE_NAME
-        if not self._path.is_file():
-            found = "no such folder" if not folder.is_dir() else f"no {run_config.FILE_NAME} there"
-            raise CheckpointError(f"exp_dir: {folder}: {found}; expected the folder of a trained run")
-        try:
-            config = OmegaConf.load(self._path)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ConfigError(f"{self._path}: can't be read ({reason[0]}); expected a run's configuration") from error
-        if not isinstance(config, DictConfig):
-            raise ConfigError(f"{self._path}: no mapping of keys; expected a run's configuration")
-        self._config = config
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        seed = self._config.get("seed")
-        return seed if isinstance(seed, int) else 0
-
-    @property
-    def precision(self) -> Precision:
-        """What the run computed in."""
-        name = str(self._config.get("precision", Precision.fp32.name))
-        return Precision[name] if name in Precision.__members__ else Precision.fp32
-
-    def dataset(self, split: str) -> DatasetBase:
-        """A split of the run's data, nothing decoded.
-
-        Raises:
-            DataError: the data is missing or damaged, or has no such split.
-        """
-        datasets, _ = self._built(DataSourceBase, "data_source").get_datasets_and_dataloaders()
-        splits = dict(datasets.items())
-        if split not in splits:
-            raise DataError(keyed_line("split", unknown_name(split, "is no split of the run's data", splits)))
-        return splits[split]
-
-    def model(self, resume_epoch: int = -1) -> tuple[ImplicitronModelBase, int]:
-        """The model on the CPU with the weights of a checkpoint, and the steps it was trained for.
-
-        Args:
-            resume_epoch: take the checkpoint of the end of this epoch (from 0); -1: the newest.
-
-        Raises:
-            CheckpointError: there is none, or none that can be used.
-        """
-        name = self._chosen(ModelFactoryBase, "model_factory")
-        factory_args = _section(self._config, f"model_factory_{name}_args")
-        factory_args["resume"] = True
-        if resume_epoch >= 0 or "resume_epoch" in factory_args:
-            factory_args["resume_epoch"] = resume_epoch
-        model_args = factory_args.get(f"model_{factory_args.get('model_class_type')}_args")
-        for key in ("render_image_height", "render_image_width"):
-            if isinstance(model_args, DictConfig) and key in model_args:
-                model_args[key] = None  # the path's views have the size that was asked for
-        factory = self._built(ModelFactoryBase, "model_factory")
-        model, checkpoint = factory(self.folder, CheckpointStore(self.folder), eval_only=True, is_main=False)
-        if checkpoint is None:
-            raise CheckpointError(f"no checkpoint in {self.folder}; expected a trained run; train first")
-        return model, checkpoint.state.step
-
-    def _built(self, base: type[R], name: str) -> R:
-        chosen = self._chosen(base, name)
-        try:
-            return build(registry.get(base, chosen), _section(self._config, f"{name}_{chosen}_args"))
-        except ConfigError as error:
-            raise ConfigError(keyed_line(str(self._path), f"{error}{self._plugins_hint()}")) from error
-
-    def _chosen(self, base: type[ReplaceableBase], name: str) -> str:
-        known = [found.__name__ for found in registry.get_all(base)]
-        chosen = self._config.get(f"{name}_class_type")
-        if chosen not in known:
-            problem = unknown_name(chosen, f"is not a known {base.__name__}", known)
-            raise ConfigError(keyed_line(str(self._path), f"{name}_class_type: {problem}{self._plugins_hint()}"))
-        return str(chosen)
-
-    def _plugins_hint(self) -> str:
-        plugins = self._config.get("plugins")
-        return f"; the run has plug-ins: name them as plugins={list(plugins)}" if plugins else ""
-
-
 @dataclass
 class _Flight:
     """One fly-around and where its time went, seconds."""
@@ -273,6 +225,7 @@ class _Flight:
     sequence: str
     runtime: Runtime
     output: Path
+    sources: FrameData | None
     rendering: float = field(default=0.0, init=False)
     encoding: float = field(default=0.0, init=False)
 
@@ -281,6 +234,8 @@ class _Flight:
         stem = f"video_{re.sub(r'[^A-Za-z0-9_.-]+', '_', self.sequence)}"
         config, n_frames = self.config, self.config.n_eval_cameras
         sheet: list[ViewPictures] = []
+        if preview is not None and self.sources is not None:
+            preview.source_images(source_pictures(self.sources), f"{self.sequence}, {len(self.sources)} source views")
         with contextlib.ExitStack() as unfinished:
             writers = {}
             for name in ViewPictures.names():
@@ -299,7 +254,7 @@ class _Flight:
                 if preview is not None:
                     preview.pictures(shown, f"{self.sequence}, view {i + 1} of {n_frames}")
             unfinished.pop_all()
-        return [*self._finish(list(writers.values())), self._write_sheet(self.output / f"{stem}_sheet.png", sheet)]
+        return [*self._finish(list(writers.values())), *self._write_sheets(stem, sheet)]
 
     def plan(self) -> str:
         """A line on the path, and why it is this one."""
@@ -338,7 +293,8 @@ class _Flight:
         up = None if config.up is None else torch.tensor(config.up)
         path = trajectory(self.cameras, n, self._path_type(), config.max_angle, config.trajectory_scale, up, size_hw)
         times = None if self.times is None else torch.linspace(*self.times, n)
-        return render_views(self.model, path, self.runtime.device, self.runtime.autocast, self.sequence, times)
+        autocast, device = self.runtime.autocast, self.runtime.device
+        return render_views(self.model, path, device, autocast, self.sequence, times, self.sources)
 
     def _size_hw(self) -> tuple[int, int]:
         height, width = self.config.render_size or self.cameras.image_size_hw[0].tolist()
@@ -357,17 +313,22 @@ class _Flight:
             raise failures[0]
         return written
 
-    def _write_sheet(self, path: Path, sheet: list[ViewPictures]) -> Path:
+    def _write_sheets(self, stem: str, sheet: list[ViewPictures]) -> list[Path]:
+        """The source images, where there are any, and some of the views, below them."""
         rows = [[dict(shown.items())[name].numpy() for shown in sheet] for name in ViewPictures.names()]
-        contact_sheet(path, rows)
-        return path
+        path = self.output / f"{stem}_sheet.png"
+        if self.sources is None:
+            contact_sheet(path, rows)
+            return [path]
+        sources = [picture.numpy() for picture in source_pictures(self.sources)]
+        sources_path = self.output / f"{stem}_source_images.png"
+        contact_sheet(sources_path, _in_rows(sources, math.ceil(math.sqrt(len(sources)))))
+        contact_sheet(path, [*_in_rows(sources, _N_SOURCES_IN_ROW), *rows])
+        return [sources_path, path]
 
 
-def _section(config: DictConfig, key: str) -> DictConfig:
-    """The mapping at `key`, made where there is none."""
-    if not isinstance(config.get(key), DictConfig):
-        config[key] = {}
-    return config[key]
+def _in_rows(pictures: list[Picture], n_columns: int) -> list[list[Picture]]:
+    return [pictures[i : i + n_columns] for i in range(0, len(pictures), n_columns)]
 
 
 def _task(config: DictConfig, words: list[str]) -> None:

@@ -90,7 +90,7 @@ def scenes(tmp_path: Path) -> dict[str, Any]:
     return {"base_dir": str(tmp_path / "scenes"), "n_held_out_scenes": 1}
 
 
-def test_a_model_that_looks_at_source_views_validates_and_is_not_flown_around(
+def test_a_model_that_looks_at_source_views_validates_and_is_flown_around(
     tmp_path: Path, scene: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = {**scene, "n_known_frames_for_test": 2}
@@ -99,11 +99,12 @@ def test_a_model_that_looks_at_source_views_validates_and_is_not_flown_around(
     assert isinstance(result.last_rows["val"]["loss_rgb_mse"], float)
     said = capsys.readouterr().out
     assert "train 4 views of 24x32, val 2, test 2 |" in said, "source views are no views of the split"
-    assert "nerf_runner eval_only=True" in said and "nerf_visualizer" not in said
-    with pytest.raises(ConfigError, match="looks at source views, which fly-arounds do not have") as caught:
-        VisualizeConfig(exp_dir=str(tmp_path / "run")).run()
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run" / "video").exists()
+    assert "nerf_runner eval_only=True" in said and f"nerf_visualizer exp_dir={tmp_path / 'run'}\n" in said
+    flight = VisualizeConfig(exp_dir=str(tmp_path / "run"), n_eval_cameras=1, render_size=(2, 2))
+    assert tmp_path / "run" / "video" / "video_one_sequence_source_images.png" in flight.run()
+    said = capsys.readouterr().out
+    assert "one_sequence: the model looks at 4 of 4 known frames: 0, 1, 2, 3" in said
+    assert "note: n_source_views: found 4 known frames of one_sequence, not 9; the model sees all" in said
     evaluation = configured(tmp_path / "run", LOOKS, dataset, {"batch_size": 1}, {"eval_only": True})
     rows = build(Experiment, evaluation).run(evaluation).last_rows
     assert "psnr_full_image" in rows["test"], "how it would be trained does not matter here"

@@ -3,11 +3,12 @@
 import json
 import logging
 import os
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import imageio.v2 as imageio
@@ -19,11 +20,13 @@ from PIL import Image
 from nerf_trainer import visualize
 from nerf_trainer.config import build, schema
 from nerf_trainer.data.source import DataSourceBase
-from nerf_trainer.experiment import Experiment
+from nerf_trainer.data.splits import DatasetMap
+from nerf_trainer.experiment import Experiment, _to_fly_around
 from nerf_trainer.training import world_frame
 from nerf_trainer.training.interruption import RunStoppedError
 from nerf_trainer.training.runtime import Precision
-from nerf_trainer.visualize import SavedRun, VisualizeConfig
+from nerf_trainer.training.saved_run import SavedRun
+from nerf_trainer.visualize import VisualizeConfig
 from tests.data.conftest import BlenderScene
 from tests.data.llff_scene import write_llff
 from tests.known_scene import facing
@@ -230,6 +233,8 @@ def test_a_run_that_began_with_resume_false(trained: Path, tmp_path: Path) -> No
         ("split=trian", 2, "did you mean 'train'?"),
         ("n_eval_cameras=0", 2, "n_eval_cameras"),
         ("fps=-1", 2, "fps"),
+        ("n_source_views=0", 2, "n_source_views"),
+        ("n_sequences=-1", 2, "n_sequences"),
         ("render_size=[0,4]", 2, "render_size"),
         ("video_size=[4]", 2, "video_size"),
         ("up=[0,0,0]", 2, "up"),
@@ -291,8 +296,8 @@ def test_interpolations_of_the_saved_configuration_resolve(
     args.base_dir = "${oc.env:POINTS_SCENE}"
     args.testskip = "${training_loop_ImplicitronTrainingLoop_args.max_epochs}"
     OmegaConf.save(config, tmp_path / "expconfig.yaml")
-    dataset = SavedRun(tmp_path).dataset("test")
-    assert len(dataset) == 4 // 2
+    dataset = SavedRun(tmp_path).datasets().test
+    assert dataset is not None and len(dataset) == 4 // 2
 
 
 def test_a_signal_leaves_nothing_behind(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,11 +318,182 @@ def test_a_signal_leaves_nothing_behind(trained: Path, tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_in_half_precision_is_rendered_in_full_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    saved = SimpleNamespace(precision=Precision.fp16)
+def test_a_run_in_half_precision_is_rendered_in_full_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "expconfig.yaml").write_text("precision: fp16\n")
+    saved = SavedRun(tmp_path)
     chosen = lambda **given: VisualizeConfig(exp_dir="run", **given)._precision(saved)  # noqa: E731
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert chosen() is Precision.fp32
     assert chosen(precision=Precision.bf16) is Precision.bf16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert chosen() is Precision.fp16
+
+
+WCE = {
+    "image_feature_extractor_class_type": "ResNetFeatureExtractor",
+    "image_feature_extractor_ResNetFeatureExtractor_args": {"stages": [], "image_rescale": 1.0},
+    "view_pooler_enabled": True,
+}
+CO3D = "JsonIndexDatasetMapProviderV2"
+AUTODECODER = {
+    "global_encoder_class_type": "SequenceAutodecoder",
+    "global_encoder_SequenceAutodecoder_args": {"autodecoder_args": {"encoding_dim": 2, "n_instances": 2}},
+}
+
+
+def several_run(
+    folder: Path, provider: str, dataset: dict[str, Any], model: dict[str, Any], name: str = "GenericModel"
+) -> Path:
+    """A run of one step over several sequences, or of a model that learns nothing an evaluation of one view."""
+    if name == "GenericModel":
+        model = {
+            "implicit_function_class_type": "NeuralRadianceFieldImplicitFunction",
+            "implicit_function_NeuralRadianceFieldImplicitFunction_args": SMALL,
+            "raysampler_class_type": "NearFarRaySampler",
+            "raysampler_NearFarRaySampler_args": {
+                "min_depth": 2.0,
+                "max_depth": 6.0,
+                "n_rays_per_image_sampled_from_mask": 8,
+                "n_pts_per_ray_training": 4,
+                "n_pts_per_ray_evaluation": 4,
+            },
+            "render_image_height": 4,
+            "render_image_width": 4,
+            **model,
+        }
+    content = {
+        "exp_dir": str(folder),
+        "data_source_ImplicitronDataSource_args": {
+            "dataset_map_provider_class_type": provider,
+            f"dataset_map_provider_{provider}_args": dataset,
+            "data_loader_map_provider_SequenceDataLoaderMapProvider_args": {
+                "dataset_length_train": 1,
+                "dataset_length_test": 1,
+                "batch_size": 3,
+                "images_per_seq_options": [3],
+            },
+        },
+        "model_factory_ImplicitronModelFactory_args": {"model_class_type": name, f"model_{name}_args": model},
+        "training_loop_ImplicitronTrainingLoop_args": {
+            "max_epochs": 1,
+            "validation_interval": 0,
+            "eval_only": name != "GenericModel",
+        },
+    }
+    config = OmegaConf.merge(OmegaConf.structured(schema(Experiment)), content)
+    build(Experiment, config).run(config, [])
+    return folder
+
+
+def category(root: Path) -> dict[str, Any]:
+    """The dataset of the category in v2: one sequence to train on, one for val and test."""
+    return {
+        "category": "solids",
+        "subset_name": "fewview_dev",
+        "dataset_root": str(root / "v2"),
+        "dataset_JsonIndexDataset_args": {"image_height": 12, "image_width": 12, "load_depths": True},
+    }
+
+
+@pytest.fixture(scope="module")
+def conditioned(tmp_path_factory: pytest.TempPathFactory, co3d_category: Path) -> Path:
+    return several_run(tmp_path_factory.mktemp("wce") / "run", CO3D, category(co3d_category), WCE)
+
+
+def test_source_views_of_one_of_several_sequences(
+    conditioned: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command that the training ends with, and again: the same files."""
+    out = [tmp_path / "a", tmp_path / "b"]
+    for folder in out:
+        words = (f"output_directory={folder}", "n_eval_cameras=2", "n_source_views=3", "render_size=[6,8]")
+        assert command(f"exp_dir={conditioned}", "restrict_sequence_name='100_12000_23000'", *words) == 0
+    stem = "video_100_12000_23000"
+    names = [f"{stem}_{kind}.mp4" for kind in KINDS] + [f"{stem}_sheet.png", f"{stem}_source_images.png"]
+    assert sorted(path.name for path in out[0].iterdir()) == sorted(names)
+    assert all((out[0] / name).read_bytes() == (out[1] / name).read_bytes() for name in names if "png" in name)
+    with Image.open(out[0] / f"{stem}_source_images.png") as image:
+        assert image.size == (2 * 12 + 3 * 4, 2 * 12 + 3 * 4), "two and one"
+    with Image.open(out[0] / f"{stem}_sheet.png") as image:
+        # source images as they are, two views of 6x8 in four kinds below them
+        assert image.size == (3 * 12 + 4 * 4, 12 + 4 * 6 + 6 * 4)
+    said = capsys.readouterr().out
+    assert "100_12000_23000: the model looks at 3 of " in said and "n_source_views: found" not in said
+
+
+@pytest.fixture(scope="module")
+def remembering(tmp_path_factory: pytest.TempPathFactory, solids: Path) -> Path:
+    """A run that learned codes of two of ten scenes; its test split has views of all."""
+    scenes = {"base_dir": str(solids / "many"), "n_held_out_scenes": 8, "evaluate": "ALL_SCENES"}
+    return several_run(tmp_path_factory.mktemp("ad") / "run", "MultiSceneDatasetMapProvider", scenes, AUTODECODER)
+
+
+def test_of_many_sequences_some_are_rendered_and_that_is_said(
+    remembering: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"exp_dir={remembering}", "n_eval_cameras=1", "render_size=[2,2]", f"output_directory={tmp_path}")
+    assert command(*words, "n_sequences=1") == 0
+    assert len(list(tmp_path.glob("*_images_render.mp4"))) == 1
+    said = capsys.readouterr().out
+    assert "note: n_sequences: renders 1 of the 2 sequences of train; n_sequences=0 renders all" in said
+    assert command(*words, "n_sequences=0") == 0
+    assert len(list(tmp_path.glob("*_images_render.mp4"))) == 2
+    assert "n_sequences" not in capsys.readouterr().out
+
+
+def test_a_sequence_without_a_code_is_refused_by_name_and_else_left_out(
+    remembering: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasets = SavedRun(remembering).datasets()
+    assert datasets.train is not None and datasets.test is not None
+    first, second = datasets.train.sequence_names
+    assert _to_fly_around(datasets) == [f"restrict_sequence_name={first}"], "what the training says to type next"
+    assert _to_fly_around(DatasetMap(test=datasets.test))[0] == "split=test"
+    stranger = next(name for name in datasets.test.sequence_names if name not in (first, second))
+    words = ("n_eval_cameras=1", "render_size=[2,2]", "split=test", f"output_directory={tmp_path / 'video'}")
+    assert command(f"exp_dir={remembering}", *words, f"restrict_sequence_name={stranger}") == 2
+    line = capsys.readouterr().err
+    assert f"restrict_sequence_name: '{stranger}' is a sequence that the model was not trained on" in line
+    assert f"expected one of {first}, {second}" in line
+    assert command(f"exp_dir={remembering}", *words) == 0
+    assert "note: left out 8 sequences that the model was not trained on" in capsys.readouterr().out
+    names = [path.name for path in (tmp_path / "video").glob("*_images_render.mp4")]
+    assert sorted(names) == [f"video_{name}_images_render.mp4" for name in sorted((first, second))]
+
+    config: Any = OmegaConf.load(remembering / "expconfig.yaml")
+    chosen(config, "data_source", "dataset_map_provider").evaluate = "UNSEEN_SCENES"
+    shutil.copytree(remembering, tmp_path / "run")
+    OmegaConf.save(config, tmp_path / "run" / "expconfig.yaml")
+    assert command(f"exp_dir={tmp_path / 'run'}", *words) == 2
+    line = capsys.readouterr().err
+    assert "was trained on none of the 8 sequences of test" in line and "split=train" in line
+
+
+def test_a_model_that_learns_nothing_needs_no_training(
+    tmp_path: Path, co3d_category: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Depth-based rendering: an evaluation makes the run's folder, and says what to type."""
+    run = several_run(tmp_path / "run", CO3D, category(co3d_category), {}, "ModelDBIR")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  nerf_visualizer"))
+    assert command(*shlex.split(line)[1:], "n_eval_cameras=1") == 0
+    assert "at step 0 " in capsys.readouterr().out
+    assert frames_of(next((run / "video").glob("*_images_render.mp4"))) == [(12, 12, 3)]
+
+
+def test_source_images_are_shown_live(conditioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, str]] = []
+    preview = visualize.VisdomPreview
+    monkeypatch.setattr(preview, "source_images", lambda _, pictures, caption: shown.append((len(pictures), caption)))
+    VisualizeConfig(
+        exp_dir=str(conditioned),
+        restrict_sequence_name="100_12000_23000",
+        output_directory=str(tmp_path),
+        n_source_views=2,
+        n_eval_cameras=1,
+        render_size=(2, 2),
+        visdom_show_preds=True,
+        visdom_port=1,
+    ).run()
+    assert shown == [(2, "100_12000_23000, 2 source views")]

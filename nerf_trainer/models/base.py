@@ -111,6 +111,13 @@ class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
             ConfigError: there are more of them than the model has room for.
         """
 
+    def without_code(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the sequences that can't be rendered, for what is learned of each by itself was not of these.
+
+        Asked after a checkpoint is loaded.
+        """
+        return ()
+
     def learn_views(self, views: Callable[[], Cameras]) -> None:
         """Told once before training, after a checkpoint is loaded and before the optimizer is made.
 

@@ -303,22 +303,25 @@ class RayModel(ImplicitronModelBase):
     def check_data(
         self, train: FrameContents, val: FrameContents | None = None, test: FrameContents | None = None
     ) -> tuple[str, ...]:
-        self._check_codes("val", val)
-        self._check_codes("test", test)
+        of_codes = (*self._check_codes("val", val), *self._check_codes("test", test))
         if train.is_resident and self.sampling_mode_training is RenderSamplingMode.full_grid:
             raise ConfigError(
                 "sampling_mode_training: full_grid on a resident scene would render every pixel of it in each step;"
                 " expected mask_sample, or SequenceDataLoaderMapProvider"
             )
-        notices = [*self.raysampler.notices(train), *idle_weights(self.loss_weights, self._producible(train))]
+        notices = [
+            *of_codes,
+            *self.raysampler.notices(train),
+            *idle_weights(self.loss_weights, self._producible(train)),
+        ]
         logged = {*self._producible(FrameContents()), *TRAINER_LOG_VARS}
         silent = [name for name in self.log_vars if name not in logged]
         return (*notices, *([f"log_vars: this model never produces {', '.join(silent)}"] if silent else []))
 
-    def _check_codes(self, split: str, contents: FrameContents | None) -> None:
-        """Refuse to evaluate sequences that will never have a code."""
+    def _check_codes(self, split: str, contents: FrameContents | None) -> tuple[str, ...]:
+        """Refuse to evaluate sequences that will never have a code; a notice of those that get the mean one."""
         if contents is None or self.global_encoder is None:
-            return
+            return ()
         unknown = self.global_encoder.without_code(contents.sequence_names)
         if unknown:
             first, *others = unknown
@@ -326,8 +329,16 @@ class RayModel(ImplicitronModelBase):
             raise ConfigError(
                 f"global_encoder_class_type: {type(self.global_encoder).__name__} learns a code of each sequence that"
                 f" is trained on, but {split} has others: {shown(first)}{more}; evaluate what is trained on, as by"
-                f" evaluate=KNOWN_SCENES of the dataset, or set {no_evaluation(split)}"
+                f" evaluate=KNOWN_SCENES of the dataset, set unknown_sequences=mean of its autodecoder, or"
+                f" {no_evaluation(split)}"
             )
+        n_mean = len(self.global_encoder.with_mean_code(contents.sequence_names))
+        if not n_mean:
+            return ()
+        return (
+            f"unknown_sequences: {n_mean} of {len(contents.sequence_names)} sequences of {split} are not trained on"
+            " and have no code: they are rendered by the mean of the codes, as the average object",
+        )
 
     def _producible(self, contents: FrameContents) -> set[str]:
         """Names of the losses that such batches give."""
@@ -346,6 +357,9 @@ class RayModel(ImplicitronModelBase):
     def learn_sequences(self, names: Sequence[str]) -> None:
         if self.global_encoder is not None:
             self.global_encoder.learn_sequences(names)
+
+    def without_code(self, names: Sequence[str]) -> tuple[str, ...]:
+        return () if self.global_encoder is None else self.global_encoder.without_code(names)
 
     def learn_views(self, views: Callable[[], Cameras]) -> None:
         self.raysampler.learn_views(views)

@@ -13,6 +13,7 @@ from nerf_trainer.data.splits import DatasetBase
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
 from nerf_trainer.visualization.colormaps import colorize, grey, to_bytes, value_range
+from nerf_trainer.visualization.source_views import SourceViewBatches
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,29 @@ def render_views(
     autocast: Callable[[], AbstractContextManager[object]],
     sequence_name: str = "",
     times: Float[Tensor, "N"] | None = None,
+    sources: FrameData | None = None,
 ) -> Iterator[Predictions]:
-    """Render views one by one as in evaluation; no photographs are needed. The model's mode is put back at the end.
+    """Render views one by one as in evaluation; no photographs of them are needed. The model's mode is put back at the
+    end.
 
     Args:
         model: on `device`.
         autocast: gives the context that forwards run in.
         sequence_name: the scene that the views belong to.
         times: each view's time since the sequence began, in the dataset's unit, for a scene that moves.
+        sources: the photographs that a model which looks at source views is shown with every view; in host memory.
     """
     names, was_training = ((sequence_name,) if sequence_name else ()), model.training
+    beside = None if sources is None else SourceViewBatches(sources.to(device))
     model.eval()
     try:
         for i in range(len(cameras)):
-            time = None if times is None else times[i : i + 1].to(device)
-            frames = FrameData(cameras=cameras[i].to(device), sequence_name=names, frame_timestamp=time)
+            camera, time = cameras[i].to(device), None if times is None else times[i : i + 1].to(device)
+            frames = (
+                FrameData(cameras=camera, sequence_name=names, frame_timestamp=time)
+                if beside is None
+                else beside.of(camera, time)
+            )
             with torch.no_grad(), autocast():
                 predictions = model(frames)
             yield predictions
