@@ -6,8 +6,10 @@ leaves it, to be evaluated by `nerf_runner` and rendered by `nerf_visualizer`.
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import torch
@@ -48,18 +50,23 @@ usage: nerf_model import FILE exp_dir=FOLDER [--config-name RECIPE] [key=value .
 
   FILE              a checkpoint of yenchenlin's or krrish94's nerf-pytorch, of nerf_pl, or of Implicitron
   exp_dir=FOLDER    the run's folder to make; a folder that holds a run is refused
-  --config-name     the recipe that the file's architecture is laid over: data, rays, background (nerf_blender)
+  --config-name     the recipe that the file's architecture is laid over: data, rays, background (nerf_blender; of a
+                    file of Implicitron's its own expconfig.yaml, which has to lie beside it, or a repro_... recipe)
 
 What the file says of the architecture wins over the recipe; the weights are only read, no code in the file is run."""
+
+_NAMING = ("--config-name", "-cn", "--config-path", "-cp")
+"""What begins the words that name a recipe."""
 
 
 @dataclass(frozen=True)
 class _Foreign:
-    """A file that was read."""
+    """A file that was read, and what a person should know of the configuration that lay beside it."""
 
     file: Path
     content: Mapping[str, object]
     layout: Layout
+    notes: tuple[str, ...] = ()
 
 
 def import_model(foreign: _Foreign, config: DictConfig, words: Sequence[str]) -> list[str]:
@@ -90,7 +97,7 @@ def import_model(foreign: _Foreign, config: DictConfig, words: Sequence[str]) ->
     folder = _write(model, found, config, datasets)
     lines = [f"{foreign.file}: {foreign.layout.name}, {found.architecture}, {found.n_steps} steps"]
     lines += [f"  set {key.rpartition('.')[2]}: {was} -> {now}  ({key})" for key, (was, now) in changes.items()]
-    lines += [f"notice: {note}" for note in found.notes]
+    lines += [f"notice: {note}" for note in (*foreign.notes, *found.notes)]
     if datasets is None:
         lines.append(f"notice: the data were not looked at ({reason})")
     return [*lines, f"run written to {folder}", "next:", *(f"  {line}" for line in _next_commands(folder, config))]
@@ -109,6 +116,7 @@ def _lay_over(config: DictConfig, options: Mapping[str, Value], words: Sequence[
         key = f"{section}.{name}"
         before = OmegaConf.select(config, key)
         before = OmegaConf.to_container(before) if OmegaConf.is_config(before) else before
+        before = before.name if isinstance(before, Enum) else before
         if before == value and (before is None) == (value is None):
             continue
         if key in typed:
@@ -238,14 +246,26 @@ def _main_import() -> None:
     del sys.argv[1]
     content = read_checkpoint(file)
     layout = recognise(content, file)
-    foreign = _Foreign(file, content, layout)
+    named = any(word.startswith(_NAMING) for word in words)
+    beside = None if named else layout.run_configuration(file, Experiment)
+    foreign = _Foreign(file, content, layout, () if beside is None else beside.notes)
 
     def task(config: DictConfig, words: list[str]) -> None:
         for line in import_model(foreign, config, words):
             print(line)
 
-    recipe = layout.recipe(content, file)
-    launch.run_hydra(lambda: Experiment, task, config_name=recipe, name="nerf_model import", summary=_SUMMARY)
+    def compose(recipe: str) -> None:
+        launch.run_hydra(lambda: Experiment, task, config_name=recipe, name="nerf_model import", summary=_SUMMARY)
+
+    if beside is None:
+        compose(launch.DEFAULT_CONFIG if named else layout.recipe(content, file))
+        return
+    with tempfile.TemporaryDirectory(prefix="nerf_model-") as folder:
+        path = Path(folder) / run_config.FILE_NAME
+        defaults = {"defaults": [launch.DEFAULT_CONFIG, "_self_"]}
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(defaults | beside.values)), encoding="utf-8")
+        sys.argv += ["--config-path", folder]
+        compose(path.stem)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig
 from torch import Tensor
 
+from nerf_trainer.config import Configurable
 from nerf_trainer.errors import CheckpointError, keyed_line
 
 Value = bool | int | float | str | list[int] | None
@@ -36,6 +37,16 @@ class ImportedModel:
         return dataclasses.replace(self, options={**self.options, **options})
 
 
+@dataclasses.dataclass(frozen=True)
+class RunConfiguration:
+    """The configuration that a project's run kept, in this project's grammar."""
+
+    values: dict[str, Any]
+    """Nested keys and values, interpolations as written."""
+    notes: tuple[str, ...]
+    """What was left out of it, a sentence each."""
+
+
 class Layout(ABC):
     """One project's way to write a model into a file."""
 
@@ -49,6 +60,18 @@ class Layout(ABC):
     @abstractmethod
     def recipe(self, content: Mapping[str, object], file: Path) -> str:
         """The configuration that such a model is laid over where the user names none."""
+
+    def run_configuration(self, file: Path, root: type[Configurable]) -> RunConfiguration | None:
+        """What the run of the file kept of its configuration, where that lies beside the file; it stands before the
+        layout's own recipe, and the user's `--config-name` before it.
+
+        Args:
+            root: the root class of configurations.
+
+        Raises:
+            UserError: it can't be read.
+        """
+        return None
 
     @abstractmethod
     def translate(self, content: Mapping[str, object], file: Path, config: DictConfig) -> ImportedModel:

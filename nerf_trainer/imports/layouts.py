@@ -5,11 +5,12 @@ from pathlib import Path
 
 from nerf_trainer.errors import CheckpointError, keyed_line, options_text
 from nerf_trainer.imports.base import Layout
+from nerf_trainer.imports.implicitron import ImplicitronLayout
 from nerf_trainer.imports.krrish94 import Krrish94NeRF
 from nerf_trainer.imports.nerf_pl import NerfPl
 from nerf_trainer.imports.yenchenlin import YenchenlinNeRF
 
-LAYOUTS: tuple[Layout, ...] = (YenchenlinNeRF(), Krrish94NeRF(), NerfPl())
+LAYOUTS: tuple[Layout, ...] = (YenchenlinNeRF(), Krrish94NeRF(), NerfPl(), ImplicitronLayout())
 """Each layout recognises only its own files."""
 
 
