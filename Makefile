@@ -7,6 +7,8 @@ RUN ?= runs/quickstart
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # More options for pytest: make test PYTEST_ARGS="tests/rays -x"
 PYTEST_ARGS ?=
+# Where `make visdom` listens, on this machine alone.
+VISDOM_PORT ?= 8097
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
@@ -20,11 +22,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu check format docs golden scene clean
+.PHONY: help install demo visdom visdom-assets test test-gpu check format docs golden scene clean
 
 help: ## List what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
-		while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+		while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 install: $(INSTALLED) ## Make the virtual environment .venv with the package in it (the others do so where needed)
 
@@ -43,6 +45,12 @@ demo: $(INSTALLED) ## Train on the embedded scene, evaluate, render a fly-around
 	@echo "  nerf_visualizer exp_dir=$(RUN) n_eval_cameras=120 render_size='[128,128]' video_size='[512,512]'"
 	@echo "  BLENDER_DATASET_ROOT=/path/of/nerf_synthetic BLENDER_SINGLESEQ_CLASS=lego \\"
 	@echo "    nerf_runner --config-name nerf_blender exp_dir=runs/lego  # the classic NeRF, on a GPU"
+
+visdom: $(INSTALLED) ## Start a visdom server for live previews, on 127.0.0.1:8097 (VISDOM_PORT=N: another port)
+	$(BIN)/python -m nerf_trainer.visualization.visdom_server --port $(VISDOM_PORT)
+
+visdom-assets: $(INSTALLED) ## Put the scripts of visdom's page in place, from their site or by npm, without starting it
+	$(BIN)/python -m nerf_trainer.visualization.visdom_server --files-only
 
 test: $(INSTALLED_DEV) ## Run every test that this machine can run
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 $(PYTEST_ARGS)

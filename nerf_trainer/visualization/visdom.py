@@ -42,7 +42,7 @@ _MAX_POINTS = 500
 """Most points of a curve that are sent."""
 _FRAME_HW = (52, 22)
 """What a pane has around its picture: title and caption, and margins."""
-_NARROWEST = 300
+_NARROWEST = 280
 """Pixels that a caption needs."""
 
 
@@ -94,8 +94,7 @@ class VisdomClient:
                 Image.fromarray(picture).save(buffer, format="PNG", compress_level=3)
                 encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
             content = {"src": f"data:image/png;base64,{encoded}", "caption": caption}
-            size = picture.shape[0] + _FRAME_HW[0], max(picture.shape[1] + _FRAME_HW[1], _NARROWEST)
-            return _window([{"type": "image", "content": content}], env, window, title, size)
+            return _window([{"type": "image", "content": content}], env, window, title, _pane_size(picture))
 
         self._put(env, window, message)
 
@@ -230,6 +229,13 @@ def _window(data: list[dict[str, Any]], env: str, window: str, title: str, size_
     """A message that makes or replaces a window."""
     options = {"title": title, "height": size_hw[0], "width": size_hw[1]}
     return {"data": data, "win": window, "eid": env, "opts": options}
+
+
+def _pane_size(picture: UInt8[np.ndarray, "H W 3"]) -> tuple[int, int]:
+    """Height and width of the pane of a picture, which the page makes as wide as its pane."""
+    height, width = picture.shape[:2]
+    shown = max(width, _NARROWEST)
+    return round(height * shown / width) + _FRAME_HW[0], shown + _FRAME_HW[1]
 
 
 def _trace(line: Line) -> dict[str, Any]:

@@ -169,6 +169,8 @@ def test_a_pane_is_larger_than_its_picture():
         live.image(np.zeros((500, 700, 3), np.uint8), "run", "image", "image")
         live.close(20.0)
     assert got[0][1]["opts"]["width"] >= 700 and got[0][1]["opts"]["height"] >= 500
+    # A narrow one is widened for its caption, and made higher with its picture.
+    assert visdom._pane_size(np.zeros((50, 28, 3), np.uint8)) == (500 + 52, 280 + 22)
 
 
 def test_curves_of_all_splits_come_in_one_window_against_steps():
