@@ -4,12 +4,16 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from nerf_trainer.cameras.cameras import Cameras
+from nerf_trainer.cameras.difficulty import camera_difficulty
+from nerf_trainer.config import build
 from nerf_trainer.data.loaders import FrameLoader
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.evaluation.evaluator import (
@@ -21,9 +25,12 @@ from nerf_trainer.evaluation.evaluator import (
 from nerf_trainer.evaluation.lpips import WEIGHTS_VARIABLE, LpipsNet
 from nerf_trainer.evaluation.summaries import ResultRow
 from nerf_trainer.evaluation.view_synthesis import ViewResult
+from nerf_trainer.experiment import Experiment
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions, Targets
 from nerf_trainer.renderers.base import RendererOutput
+from tests.recipe_kit import Compose
+from tests.scene_kit import orbit
 
 SIZE = 16
 N_VIEWS = 7
@@ -46,6 +53,22 @@ def frame(number: int) -> FrameData:
         frame_type=("unseen",),
         image_path=(f"views/r_{number}.png",),
     )
+
+
+@dataclass
+class Batches(FrameLoader):
+    """These batches."""
+
+    batches: list[FrameData]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        raise AssertionError("an evaluation takes a loader that is placed")
+
+    def steps(self, epoch: int, start: int = 0) -> Iterator[FrameData]:
+        return iter(self.batches)
 
 
 class Views(FrameLoader):
@@ -78,7 +101,7 @@ class Grey(ImplicitronModelBase):
         if self.fails:
             raise RuntimeError("no picture today")
         assert frames.image_rgb is not None
-        rgb = frames.image_rgb.permute(0, 2, 3, 1)
+        rgb = frames.image_rgb[:1].permute(0, 2, 3, 1)
         black = torch.zeros_like(rgb) + self.parameter
         ones = torch.ones_like(rgb[..., :1])
         return Predictions(RendererOutput(black, ones, ones), Targets(rgb=rgb, fg_probability=ones))
@@ -218,3 +241,153 @@ def test_values_that_json_has_no_number_for_are_null(tmp_path: Path):
     ImplicitronEvaluator().run(Grey(), Views(), context)
     text = (tmp_path / IMAGES_FILE).read_text() + (tmp_path / RESULTS_FILE).read_text()
     assert "Infinity" not in text and "NaN" not in text
+
+
+def seen_from(number: int, n_src: int, category: str, frame_type: str) -> FrameData:
+    """A target of an orbit, the next `n_src` views of it, and a view of another sequence."""
+    size = n_src + 2
+    cameras = orbit(12, size=SIZE)[[(number + i) % 12 for i in range(size)]]
+    return FrameData(
+        cameras=cameras,
+        image_rgb=torch.full((size, 3, SIZE, SIZE), number / 10),
+        sequence_name=(*[category + "_1"] * (n_src + 1), "another"),
+        sequence_category=(category,) * size,
+        frame_number=tuple(range(number, number + size)),
+        frame_type=(frame_type, *["train_known"] * (n_src + 1)),
+        image_path=tuple(f"{category}/{number + i}.jpg" for i in range(size)),
+    )
+
+
+def test_groups_over_sequences_and_what_is_written_of_each_view(tmp_path: Path):
+    batches = [
+        seen_from(0, 1, "apple", "train_unseen"),
+        seen_from(1, 3, "apple", "test_unseen"),
+        seen_from(2, 0, "bench", "test_unseen"),
+        seen_from(3, 7, "bench", "test_unseen"),
+    ]
+    near = camera_difficulty(batches[0].cameras[0], batches[0].cameras[1]).item()
+    nearest_two = camera_difficulty(batches[1].cameras[0], batches[1].cameras[1:4]).item()
+    breaks = ((near + nearest_two) / 2, near + 0.01)
+    assert 0 < nearest_two < near < 1 and breaks[1] < 1
+    evaluator = ImplicitronEvaluator(
+        is_multisequence=True, camera_difficulty_bin_breaks=breaks, lpips_net=LpipsNet.none
+    )
+    said: list[str] = []
+    evaluator.run(Grey(), Batches(batches), EvaluationContext(exp_dir=tmp_path, say=said.append))
+
+    views = [json.loads(line) for line in (tmp_path / IMAGES_FILE).read_text().splitlines()]
+    told = [(v["category"], v["n_src"], v["difficulty"], v["difficulty_bin"]) for v in views]
+    assert told == [
+        ("apple", 1, pytest.approx(near), "medium"),
+        ("apple", 3, pytest.approx(nearest_two), "hard"),
+        ("bench", 0, None, None),
+        ("bench", 7, pytest.approx(nearest_two, abs=0.02), "hard"),
+    ]
+    rows = json.loads((tmp_path / RESULTS_FILE).read_text())
+    assert {(row["subset"], row["subsubset"]): row["n_views"] for row in rows} == {
+        **{("train", "diff=all"): 1, ("train", "diff=medium"): 1, ("train", "n_src=1"): 1},
+        **{("test", "diff=all"): 3, ("test", "diff=hard"): 2, ("test", "n_src=3"): 1, ("test", "n_src=7"): 1},
+    }
+    assert len({(row["subset"], row["subsubset"]) for row in rows}) == len(rows), "readers take these two for a key"
+    of_test = next(row for row in rows if row["subset"] == "test")
+    errors = {name: of["metrics"]["rgb_l1_full_image"] for name, of in of_test["categories"].items()}
+    assert errors == {"apple": pytest.approx(0.1), "bench": pytest.approx(0.25)}
+    assert of_test["category_mean"]["rgb_l1_full_image"] == pytest.approx((0.1 + 0.25) / 2)
+    assert of_test["metrics"]["rgb_l1_full_image"] == pytest.approx((0.1 + 0.2 + 0.3) / 3)
+    assert of_test["camera_difficulty_bin_breaks"] == list(breaks)
+    assert of_test["masked_background"] == [0, 0, 0]
+    assert "New views, subset test, diff=all, by category" in said[-1]
+
+
+def test_a_single_sequence_has_no_difficulties(tmp_path: Path):
+    batches = Batches([seen_from(0, 3, "apple", "test_unseen")])
+    ImplicitronEvaluator(lpips_net=LpipsNet.none).run(Grey(), batches, EvaluationContext(exp_dir=tmp_path))
+    (row,) = json.loads((tmp_path / RESULTS_FILE).read_text())
+    assert "categories" not in row and "camera_difficulty_bin_breaks" not in row
+    assert json.loads((tmp_path / IMAGES_FILE).read_text())["difficulty"] is None
+
+
+class WithBackground(ImplicitronModelBase):
+    """Renders photographs as they are."""
+
+    def forward(self, frames: FrameData) -> Predictions:
+        rgb = torch.rand(1, SIZE, SIZE, 3)
+        masks = (torch.arange(SIZE) < 5).float().expand(1, SIZE, SIZE)[..., None]
+        return Predictions(RendererOutput(rgb, masks, masks), Targets(rgb=rgb, fg_probability=masks))
+
+
+def test_masked_metrics_of_what_has_a_background_come_with_a_notice():
+    said: list[str] = []
+    evaluator = ImplicitronEvaluator(lpips_net=LpipsNet.none)
+    for _ in range(2):
+        evaluator.run(WithBackground(), Batches([frame(1)]), EvaluationContext(say=said.append))
+    assert [line for line in said if "mask_images=true" in line] == [line for line in said if line.startswith("note")]
+    assert sum(line.startswith("note") for line in said) == 1
+    said.clear()
+    ImplicitronEvaluator(lpips_net=LpipsNet.none).run(Grey(), Views(), EvaluationContext(say=said.append))
+    assert not any(line.startswith("note") for line in said)
+
+
+def co3d_view(compose: Compose) -> tuple[ImplicitronModelBase, FrameData]:
+    """A small model of source views and a batch of the generated category, half of whose depth can't be trusted."""
+    source = "data_source_ImplicitronDataSource_args.dataset_map_provider_JsonIndexDatasetMapProviderV2_args"
+    generic = "model_factory_ImplicitronModelFactory_args.model_GenericModel_args"
+    config = compose(
+        "generated_nerf_wce",
+        *(f"{source}.dataset_JsonIndexDataset_args.image_{side}=24" for side in ("height", "width")),
+        f"{generic}.mask_threshold=0.5",
+        f"{generic}.image_feature_extractor_ResNetFeatureExtractor_args.stages=[1]",
+        f"{generic}.implicit_function_NeuralRadianceFieldImplicitFunction_args.n_hidden_neurons_xyz=16",
+        f"{generic}.raysampler_AdaptiveRaySampler_args.n_pts_per_ray_evaluation=8",
+    )
+    run = build(Experiment, config)
+    _, loaders = run.data_source.get_datasets_and_dataloaders()
+    assert loaders.test is not None
+    loaders.test.place("cpu", 0)
+    frames = next(iter(loaders.test.steps(0)))
+    assert frames.depth_mask is not None
+    trusted = frames.depth_mask * (torch.arange(24) % 2)
+    model = run.model_factory.new_model().eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("density.bias"):
+            parameter.data += 0.3  # a new network may see nothing anywhere
+    return model, replace(frames, depth_mask=trusted)
+
+
+def test_scores_of_a_co3d_view_are_those_of_the_textbook(compose: Compose, tmp_path: Path):
+    """From the frame and the rendering by numpy alone, in double precision."""
+    model, frames = co3d_view(compose)
+    with torch.no_grad():
+        rendered = model(frames).rendered
+    ImplicitronEvaluator(lpips_net=LpipsNet.none).run(model, Batches([frames]), EvaluationContext(exp_dir=tmp_path))
+    (row,) = json.loads((tmp_path / RESULTS_FILE).read_text())
+
+    maps = (frames.image_rgb, frames.fg_probability, frames.mask_crop, frames.depth_map, frames.depth_mask)
+    arrays = [None if values is None else values[0].permute(1, 2, 0).double().numpy() for values in maps]
+    photograph, probability, valid, axial_depth, trusted = (array for array in arrays if array is not None)
+    image, opacity, distance = (x[0].double().numpy() for x in (rendered.features, rendered.masks, rendered.depths))
+    inside, counts = probability[..., 0] > 0.5, valid[..., 0] == 1
+    assert 0 < inside.sum() < counts.sum() < counts.size, "a frame with an object, a background and padding"
+
+    masked = photograph * inside[..., None]  # the model, too, is trained on black
+    foreground = inside & counts
+    overlap = (opacity[..., 0] * inside)[counts].sum()
+    union = (opacity[..., 0] + inside - opacity[..., 0] * inside)[counts].sum()
+    (fx, fy), (cx, cy) = frames.cameras.focal[0].tolist(), frames.cameras.principal_point[0].tolist()
+    y, x = np.mgrid[:24, :24] + 0.5
+    true_distance = axial_depth[..., 0] * np.sqrt(((x - cx) / fx) ** 2 + ((y - cy) / fy) ** 2 + 1)
+    known = foreground & (axial_depth[..., 0] > 0) & (trusted[..., 0] > 0)
+    known[:5] = known[-5:] = known[:, :5] = known[:, -5:] = False
+    z, d = true_distance[known], distance[..., 0][known]
+    expected = {
+        "psnr_masked": -10 * np.log10(np.mean((image - masked)[counts] ** 2)),
+        "psnr_full_image": -10 * np.log10(np.mean((image - masked)[counts] ** 2)),
+        "psnr_fg": -10 * np.log10(np.mean((image - photograph)[foreground] ** 2)),
+        "rgb_l1_masked": np.mean(np.abs(image - masked)[counts]),
+        "rgb_l1_fg": np.mean(np.abs(image - photograph)[foreground]),
+        "iou": overlap / union,
+        "depth_abs_fg": np.mean(np.abs(d * (d @ z) / (d @ d) - z)),
+    }
+    assert known.sum() > 5 and expected["depth_abs_fg"] > 0.001 and 0.05 < expected["iou"] < 0.95
+    for name, value in expected.items():
+        assert row["metrics"][name] == pytest.approx(value, rel=1e-4), name

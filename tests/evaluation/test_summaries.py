@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from nerf_trainer.evaluation.summaries import (
-    CategoryResult,
     ResultRow,
     difficulty_name,
     headline,

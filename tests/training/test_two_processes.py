@@ -11,8 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nerf_trainer import experiment
+from nerf_trainer.evaluation.evaluator import IMAGES_FILE, RESULTS_FILE
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.metrics_log import read_rows
+from scenes.render_co3d_category import Job, render
+from tests.command_kit import typed
+from tests.training.rank_evaluation import evaluate_a_rank
 from tests.training.rank_run import N_STEPS, train_a_rank
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -131,3 +136,64 @@ def test_processes_test_and_save_with_the_running_statistics_of_the_first(tmp_pa
             held = load_file(tmp_path / f"saved-{step}-{rank}")
             assert statistic in held
             assert all(torch.equal(value, weights[name]) for name, value in held.items()), (step, rank)
+
+
+CATEGORIES = f"{SOURCE}.dataset_map_provider_JsonIndexDatasetMapProviderV2_args"
+BATCHES = f"{SOURCE}.data_loader_map_provider_SequenceDataLoaderMapProvider_args"
+GENERIC = "model_factory_ImplicitronModelFactory_args.model_GenericModel_args"
+PICTURES = f"{GENERIC}.image_feature_extractor_ResNetFeatureExtractor_args"
+NERF = f"{GENERIC}.implicit_function_NeuralRadianceFieldImplicitFunction_args"
+RAYS = f"{GENERIC}.raysampler_AdaptiveRaySampler_args"
+EVALUATOR = f"{LOOP}.evaluator_ImplicitronEvaluator_args"
+
+
+def small_category_run(folder: Path) -> list[str]:
+    """Five of sixteen views of new frames of two categories, with 1 to 9 source views, by a network that can do
+    nothing."""
+    render(Job(folder, categories=("balls", "blocks"), sequences=6, frames=12, size=16, samples=1, layouts=("v2",)))
+    return [
+        *("--config-name", "generated_nerf_wce", f"exp_dir={folder / 'run'}", "max_epochs=1"),
+        f"{CATEGORIES}.dataset_root={folder / 'v2'}",
+        *(f"{CATEGORIES}.category='balls,blocks'", f"{CATEGORIES}.subset_name=fewview_train"),
+        *(f"{CATEGORIES}.dataset_JsonIndexDataset_args.image_{side}=16" for side in ("height", "width")),
+        *(f"{BATCHES}.dataset_length_train=1", f"{BATCHES}.dataset_length_test=5"),
+        *(f"{PICTURES}.stages=[1]", f"{PICTURES}.proj_dim=4"),
+        *(f"{NERF}.n_layers_xyz=2", f"{NERF}.append_xyz=[]", f"{NERF}.n_hidden_neurons_xyz=16"),
+        *(f"{RAYS}.n_pts_per_ray_training=4", f"{RAYS}.n_pts_per_ray_evaluation=4"),
+        *(f"{GENERIC}.num_passes=1", f"{RAYS}.n_rays_per_image_sampled_from_mask=8"),
+        *(f"{EVALUATOR}.camera_difficulty_bin_breaks=[0.925,0.935]", f"{EVALUATOR}.lpips_net=none"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_finished_run_evaluates_to_the_same_on_two_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As at the end of its training on one. The number of views is odd: none is lost or doubled."""
+    words = small_category_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
+    code, said, error = typed("nerf_runner", experiment.main, monkeypatch, capsys)(*words)
+    assert code == 0, error
+    run = tmp_path / "run"
+    alone, views = (run / RESULTS_FILE).read_text(), (run / IMAGES_FILE).read_text()
+    (run / RESULTS_FILE).unlink()
+
+    torch.multiprocessing.spawn(evaluate_a_rank, args=(str(tmp_path), [*words, "eval_only=True"]), nprocs=2)
+    assert (run / RESULTS_FILE).read_text() == alone
+
+    def lines(text: str) -> list[dict[str, object]]:
+        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+
+    assert lines((run / IMAGES_FILE).read_text()) == lines(views)
+    assert len(lines(views)) == len({(view["image_path"], view["n_src"]) for view in lines(views)}) == 5
+    rows = {(row["subset"], row["subsubset"]): row for row in json.loads(alone)}
+    assert rows["train", "diff=all"]["n_views"] == 5
+    assert {name for _, name in rows} >= {"diff=all", "n_src=1", "n_src=3", "n_src=7", "n_src=9"}
+    assert [rows["train", f"diff={name}"]["n_views"] for name in ("hard", "medium", "easy")] == [2, 1, 2]
+    assert set(rows["train", "diff=all"]["categories"]) == {"balls", "blocks"}
+    told = [(tmp_path / f"said-{rank}").read_text() for rank in range(2)]
+    assert told[0].count("[test] view") == 3 and told[1] == ""
+    tables = [text[text.index("New views") : text.index("finished")] for text in (said, told[0])]
+    assert tables[0] == tables[1]
