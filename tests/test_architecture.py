@@ -44,6 +44,7 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/test_golden.py": "every option of every component",
     "tests/test_reference_options.py": "every option of the reference",
     "tests/test_recipes.py": "the recipes, with all that they choose",
+    "tests/test_other_projects_recipes.py": "recipes that follow other projects",
     "tests/test_resume.py": "the recipes, stopped and continued",
     "tests/test_growing_grids.py": "recipes of each kind of grid, whose grids grow within a training",
     "tests/test_quickstart.py": "what a recipe reaches",
