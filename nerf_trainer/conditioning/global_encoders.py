@@ -7,7 +7,7 @@ with the weights that it conditions.
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -63,6 +63,10 @@ class GlobalEncoderBase(ReplaceableBase, torch.nn.Module):
         """Those of the sequences whose frames have no code; asked after `learn_sequences`."""
         return ()
 
+    def with_mean_code(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the sequences that get the mean of others' codes; asked after `learn_sequences`."""
+        return ()
+
 
 class Autodecoder(Configurable, nn.Module):
     """A table of codes, and which row is whose; both are saved with the weights.
@@ -78,6 +82,9 @@ class Autodecoder(Configurable, nn.Module):
     """Standard deviation of the normal distribution that codes start from."""
     ignore_input: bool = False
     """Give all frames one code, whatever their sequence."""
+    unknown_sequences: Literal["refuse", "mean"] = "refuse"
+    """What becomes of views of sequences that were not trained on: they are refused, or in evaluation have the mean of
+    all learned codes, which stands for the average object."""
 
     def __post_init__(self) -> None:
         for name, value, least in (("encoding_dim", self.encoding_dim, 0), ("n_instances", self.n_instances, 1)):
@@ -116,6 +123,13 @@ class Autodecoder(Configurable, nn.Module):
 
     def without_code(self, names: Sequence[str]) -> tuple[str, ...]:
         """Those of the sequences that have no row; none before rows are given to any."""
+        return () if self.unknown_sequences == "mean" else self._without_row(names)
+
+    def with_mean_code(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the sequences that have the mean of the others' codes; none before rows are given to any."""
+        return self._without_row(names) if self.unknown_sequences == "mean" else ()
+
+    def _without_row(self, names: Sequence[str]) -> tuple[str, ...]:
         if self.ignore_input or not self._rows:
             return ()
         return tuple(name for name in names if name not in self._rows)
@@ -133,6 +147,10 @@ class Autodecoder(Configurable, nn.Module):
                 f"sequence_name: found {len(frames.sequence_name)} names for {len(frames)} frames, expected one for"
                 " each; name the frames' sequences, or set ignore_input: true of the autodecoder"
             )
+        if not self.training and self.with_mean_code(frames.sequence_name):
+            known = self.codes[: len(self._rows)]
+            mean = known.mean(dim=0)
+            return torch.stack([known[self._rows[n]] if n in self._rows else mean for n in frames.sequence_name])
         return embedding(self._rows_of(frames.sequence_name), self.codes)
 
     def _rows_of(self, names: tuple[str, ...]) -> Int[Tensor, "B"]:
@@ -151,7 +169,7 @@ class Autodecoder(Configurable, nn.Module):
                 problem = f"found {shown(name)}, but none has a code; the training loader's contents must name them"
             else:
                 problem = unknown_name(name, "is a sequence that was not trained on and has no code", self._rows)
-                problem += "; leave it out of the split, or train on it too"
+                problem += "; leave it out of the split, train on it too, or set unknown_sequences: mean"
             raise DataError(keyed_line("sequence_name", problem))
         return self._rows[name]
 
@@ -196,6 +214,9 @@ class SequenceAutodecoder(GlobalEncoderBase):
 
     def without_code(self, names: Sequence[str]) -> tuple[str, ...]:
         return self.autodecoder.without_code(names) if self.encoding_dim > 0 else ()
+
+    def with_mean_code(self, names: Sequence[str]) -> tuple[str, ...]:
+        return self.autodecoder.with_mean_code(names) if self.encoding_dim > 0 else ()
 
     def forward(self, frames: FrameData) -> Float[Tensor, "B D"]:
         return self.autodecoder(frames)

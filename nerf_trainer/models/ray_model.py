@@ -361,6 +361,9 @@ class RayModel(ImplicitronModelBase):
     def without_code(self, names: Sequence[str]) -> tuple[str, ...]:
         return () if self.global_encoder is None else self.global_encoder.without_code(names)
 
+    def with_mean_code(self, names: Sequence[str]) -> tuple[str, ...]:
+        return () if self.global_encoder is None else self.global_encoder.with_mean_code(names)
+
     def learn_views(self, views: Callable[[], Cameras]) -> None:
         self.raysampler.learn_views(views)
 

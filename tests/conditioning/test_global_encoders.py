@@ -135,11 +135,24 @@ def test_a_sequence_that_was_not_trained_on_is_refused():
         made(views("bear", "cap"))
     line = str(unknown.value)
     assert line.startswith("sequence_name: 'cap' is a sequence that was not trained on and has no code; expected one")
-    assert "bear, cup; did you mean 'cup'?; leave it out of the split, or train on it too" in line
+    assert "bear, cup; did you mean 'cup'?; leave it out of the split, train on it too, or" in line
     with pytest.raises(DataError, match="'cup', but none has a code; the training loader's contents must name them"):
         encoder()(views("cup"))
     with pytest.raises(DataError, match=r"found 0 names for 2 frames, expected one for each; .* ignore_input: true"):
         made(FrameData(cameras=orbit(2)))
+
+
+def test_in_evaluation_others_may_have_the_mean_of_the_learned_codes():
+    made = encoder(rows=4, names=("bear", "cup"))
+    made.autodecoder.unknown_sequences = "mean"
+    assert made.without_code(("ant", "cup")) == () and made.with_mean_code(("ant", "cup")) == ("ant",)
+    with pytest.raises(DataError, match="'ant' is a sequence that was not trained on"):
+        made(views("ant"))
+    made.eval()
+    codes = made.autodecoder.codes
+    assert torch.equal(made(views("ant", "cup")), torch.stack([(codes[0] + codes[1]) / 2, codes[1]]))
+    assert torch.equal(made(views("cup", "bear")), codes[[1, 0]])
+    assert encoder(names=("bear",)).with_mean_code(("ant",)) == (), "refused, as long as nothing else is said"
 
 
 def test_who_has_no_code():
