@@ -1,6 +1,5 @@
 """A run that takes milliseconds: a model of a few numbers, a data source of a few pixels, all of it in the registry."""
 
-import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -146,6 +145,6 @@ class TinyEvaluator(EvaluatorBase):
         model.eval()
         with torch.no_grad():
             values = [float(model(frames).metrics["loss_rgb_psnr"]) for frames in loader.steps(context.epoch)]
-        fields = {field.name for field in dataclasses.fields(ResultRow)}
-        assert {"subset", "subsubset", "metrics"} <= fields
-        return [ResultRow(subset="test", subsubset="diff=all", metrics={"psnr_full_image": sum(values) / len(values)})]
+        of_training_sequences = ResultRow(subset="train", subsubset="diff=all", metrics={"psnr_full_image": -1.0})
+        whole = ResultRow(subset="test", subsubset="diff=all", metrics={"psnr_full_image": sum(values) / len(values)})
+        return [of_training_sequences, whole]
