@@ -169,9 +169,9 @@ def _datasets(config: DictConfig) -> tuple[DatasetMap | None, str]:
 
 def _write(model: nn.Module, found: ImportedModel, config: DictConfig, datasets: DatasetMap | None) -> Path:
     """The run's folder: configuration, world and checkpoint."""
+    folder = _unused(Path(str(config.exp_dir)).expanduser(), _on_conflict(config))
+    config.exp_dir = str(folder)
     text = run_config.to_text(config)
-    on_conflict = _on_conflict(config)
-    folder = _unused(Path(str(config.exp_dir)).expanduser(), on_conflict)
     make_run_folder(folder)
     with exclusive(folder):
         seed_streams(model, int(config.get("seed", 0)), 0)
@@ -185,8 +185,10 @@ def _write(model: nn.Module, found: ImportedModel, config: DictConfig, datasets:
 
 
 def _on_conflict(config: DictConfig) -> OnConflict:
-    name = str(config.get("on_conflict", OnConflict.error.name))
-    return OnConflict[name] if name in OnConflict.__members__ else OnConflict.error
+    found = config.get("on_conflict")
+    if isinstance(found, str) and found in OnConflict.__members__:
+        return OnConflict[found]
+    return found if isinstance(found, OnConflict) else OnConflict.error
 
 
 def _unused(folder: Path, on_conflict: OnConflict) -> Path:
