@@ -7,7 +7,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -141,6 +141,8 @@ class VisualizeConfig(Configurable):
         written: list[Path] = []
         with self._preview(folder, display) as preview, StopSignals() as signals:
             for name in sequences:
+                if model.with_mean_code((name,)):
+                    display.note(f"{name}: was not trained on and has no code; the average of all codes is rendered")
                 sources = self._sources(datasets, name, display) if model.looks_at_source_views else None
                 flight = _Flight(self, model, *filmed(dataset, name), name, runtime, output, sources)
                 display.line(flight.plan())
@@ -164,7 +166,8 @@ class VisualizeConfig(Configurable):
 
     def _sequences(self, dataset: DatasetBase, model: ImplicitronModelBase, display: Display) -> tuple[str, ...]:
         """The sequences to render: the named one, or those that the model knows, as many as asked for."""
-        names, wanted = dataset.sequence_names, self.restrict_sequence_name
+        names = dataset.sequence_names
+        wanted = _without_underscores(self.restrict_sequence_name, names)
         unknown = set(model.without_code(names))
         known = [name for name in names if name not in unknown]
         if wanted in known:
@@ -325,6 +328,12 @@ class _Flight:
         contact_sheet(sources_path, _in_rows(sources, math.ceil(math.sqrt(len(sources)))))
         contact_sheet(path, [*_in_rows(sources, _N_SOURCES_IN_ROW), *rows])
         return [sources_path, path]
+
+
+def _without_underscores(wanted: str | None, names: Sequence[str]) -> str | None:
+    """The name that was meant: typed without quotes, 12_345 comes from Hydra as the number 12345."""
+    meant = [name for name in names if name.replace("_", "") == wanted]
+    return meant[0] if wanted not in names and len(meant) == 1 else wanted
 
 
 def _in_rows(pictures: list[Picture], n_columns: int) -> list[list[Picture]]:

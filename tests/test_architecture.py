@@ -293,10 +293,10 @@ def test_configurations_name_no_targets():
 
 
 def test_components_know_no_configuration_library():
-    """Hydra is known to `launch` and the commands; OmegaConf to these, to `config` and to the writer of a run's own
-    configuration; its name for "???" to anyone."""
+    """Hydra is known to `launch` and the commands; OmegaConf to these, to `config` and to writer and reader of a run's
+    own configuration; its name for "???" to anyone."""
     commands = {"launch.py", "experiment.py", "visualize.py", "dataset.py"}
-    files = {"config.py", "training/run_config.py"}
+    files = {"config.py", "training/run_config.py", "training/saved_run.py"}
 
     def found() -> Iterator[Finding]:
         for path, node in nodes(PACKAGE, ast.Import, ast.ImportFrom):

@@ -405,11 +405,13 @@ def conditioned(tmp_path_factory: pytest.TempPathFactory, co3d_category: Path) -
 def test_source_views_of_one_of_several_sequences(
     conditioned: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command that the training ends with, and again: the same files."""
+    """By the command that the training ends with, and as a user would type it: the same files."""
     out = [tmp_path / "a", tmp_path / "b"]
-    for folder in out:
+    for folder, name in zip(
+        out, ("'100_12000_23000'", "100_12000_23000"), strict=True
+    ):  # which Hydra takes for a number
         words = (f"output_directory={folder}", "n_eval_cameras=2", "n_source_views=3", "render_size=[6,8]")
-        assert command(f"exp_dir={conditioned}", "restrict_sequence_name='100_12000_23000'", *words) == 0
+        assert command(f"exp_dir={conditioned}", f"restrict_sequence_name={name}", *words) == 0
     stem = "video_100_12000_23000"
     names = [f"{stem}_{kind}.mp4" for kind in KINDS] + [f"{stem}_sheet.png", f"{stem}_source_images.png"]
     assert sorted(path.name for path in out[0].iterdir()) == sorted(names)
@@ -469,6 +471,11 @@ def test_a_sequence_without_a_code_is_refused_by_name_and_else_left_out(
     assert command(f"exp_dir={tmp_path / 'run'}", *words) == 2
     line = capsys.readouterr().err
     assert "was trained on none of the 8 sequences of test" in line and "split=train" in line
+    encoder = chosen(config, "model_factory", "model", "global_encoder")
+    encoder.autodecoder_args.unknown_sequences = "mean"
+    OmegaConf.save(config, tmp_path / "run" / "expconfig.yaml")
+    assert command(f"exp_dir={tmp_path / 'run'}", *words, f"restrict_sequence_name={stranger}") == 0
+    assert f"note: {stranger}: was not trained on and has no code" in capsys.readouterr().out
 
 
 def test_a_model_that_learns_nothing_needs_no_training(

@@ -118,6 +118,10 @@ class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
         """
         return ()
 
+    def with_mean_code(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the sequences that are rendered as the average of what was learned, for they were not trained on."""
+        return ()
+
     def learn_views(self, views: Callable[[], Cameras]) -> None:
         """Told once before training, after a checkpoint is loaded and before the optimizer is made.
 
