@@ -151,7 +151,7 @@ def _network(tensors: Tensors, n_stages: int, configured: str) -> ResNetName:
             "layers.0.0.conv1.weight", f"stages of {blocks} blocks are those of none of {', '.join(_NAMES)}"
         )
         raise UnreadableError("layers")
-    by_text = {str(name): name for name in fitting}
+    by_text: dict[str, ResNetName] = {str(name): name for name in fitting}
     return by_text.get(configured, fitting[0])  # those that fit are alike as far as their stages go
 
 

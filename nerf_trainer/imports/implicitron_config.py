@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nerf_trainer.config import Configurable, schema
 from nerf_trainer.data.files import require_regular_file
-from nerf_trainer.errors import ConfigError, keyed_line, options_text, shown
+from nerf_trainer.errors import ConfigError, keyed_line, shown
 from nerf_trainer.imports.base import RunConfiguration
 
 FILE_NAME = "expconfig.yaml"
@@ -46,7 +46,7 @@ def read_run_configuration(file: Path, root: type[Configurable]) -> RunConfigura
     values = _known(content, OmegaConf.structured(schema(root)), "", unknown)
     notes = []
     if unknown:
-        notes.append(f"{path.name}: left out {options_text(unknown)}, which mean nothing here")
+        notes.append(f"{path.name}: left out {', '.join(unknown)}: no such options here")
     notes += _without_dead_losses(values)
     return RunConfiguration(values, tuple(notes))
 
@@ -70,11 +70,12 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _known(content: Mapping[str, Any], node: DictConfig, key: str, unknown: list[str]) -> dict[str, Any]:
     """What of `content` the schema has keys for; the others are added to `unknown`."""
     kept: dict[str, Any] = {}
+    known = set(node)  # with the keys of values that must be given, which are not `in node`
     for name, value in content.items():
         full = f"{key}.{name}" if key else str(name)
         if name in _OF_THE_RUN:
             continue
-        if name not in node:
+        if name not in known:
             unknown.append(full)
             continue
         below = node._get_node(name)
