@@ -7,7 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from nerf_trainer.command_line import assignment, chosen_words, listing, shell_line, without
+from nerf_trainer.command_line import assignment, chosen_config, chosen_words, given_keys, listing, shell_line, without
 
 TEXTS = [
     "runs/quickstart",
@@ -63,3 +63,15 @@ def test_chosen_words_are_flags_then_overrides() -> None:
     )
     expected = ["--config-dir", "my dir", "--config-name", "mine", "hydra.searchpath=[x]", "a=1", "b=2"]
     assert chosen_words(args, ["a=1", "b=2"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "config", "keys"),
+    [
+        ([], None, []),
+        (["seed=1"], None, ["seed"]),
+        (["--config-dir", "here", "--config-name", "mine", "+a.b=x=y", "~c", "++d=[1,2]"], "mine", ["a.b", "d"]),
+    ],
+)
+def test_words_say_which_configuration_and_which_keys(words: list[str], config: str | None, keys: list[str]) -> None:
+    assert (chosen_config(words), given_keys(words)) == (config, keys)
