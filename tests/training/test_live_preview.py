@@ -1,6 +1,7 @@
 """Live previews: what is rendered for them, and that a training is the same with and without them."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from nerf_trainer.training.loop import ImplicitronTrainingLoop
 from nerf_trainer.training.model_factory import ImplicitronModelFactory
 from nerf_trainer.training.session import Session
 from nerf_trainer.visualization.plots import History
-from tests.training.tiny_run import TinyEvaluator, TinyModel, TinySource
+from tests.training.tiny_run import TinyEvaluator, TinyLoader, TinyModel, TinySource, frame
 
 
 class Watcher:
@@ -25,6 +26,7 @@ class Watcher:
     def __init__(self, reachable=True):
         self.reachable = reachable
         self.views = []
+        self.n_sources = []
         self.curve = []
 
     def curves(self, history: History):
@@ -33,6 +35,7 @@ class Watcher:
     def view(self, predictions, split, caption, sources=None):
         assert isinstance(predictions, Predictions)
         self.views.append((split, caption))
+        self.n_sources.append(None if sources is None else len(sources))
 
     def close(self):
         pass
@@ -80,6 +83,24 @@ def test_nothing_is_rendered_where_nobody_sees_it(tmp_path, monkeypatch, reachab
     watcher = Watcher(reachable)
     train(tmp_path, monkeypatch, watcher, visualize_interval=interval)
     assert watcher.views == []
+
+
+def test_models_that_look_at_source_views_are_given_them_and_they_are_shown(tmp_path, monkeypatch):
+    batch = replace(FrameData.collate([frame(i) for i in range(4)]), sequence_name=("a", "b", "c", "b"))
+    given, forward = [], TinyModel.forward
+
+    def watched(model, frames):
+        given.append((model.training, len(frames)))
+        return forward(model, frames)
+
+    monkeypatch.setattr(TinyModel, "forward", watched)
+    monkeypatch.setattr(TinyModel, "looks_at_source_views", property(lambda model: True))
+    monkeypatch.setattr(TinyLoader, "steps", lambda loader, epoch, start=0: iter([batch] * 4))
+    watcher = Watcher()
+    train(tmp_path, monkeypatch, watcher, visualize_interval=4, validation_interval=0)
+    assert given[4:] == [(False, 2), (False, 4)]
+    assert watcher.n_sources == [1, 3]
+    assert [caption for _, caption in watcher.views] == ["train, step 4, b, frame 1", "val, step 4, a, frame 0"]
 
 
 def test_drawn_rays_stand_for_the_batch_where_the_model_makes_pictures_of_them(tmp_path, monkeypatch):
