@@ -1,6 +1,5 @@
 """Implicitron's files as a whole: told by their names, laid over a configuration, imported, evaluated and rendered."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,7 +157,7 @@ def test_a_run_is_imported_evaluated_and_rendered(
         *fly[1:], "n_eval_cameras=2", "render_size=[8,8]", "n_source_views=2"
     )
     assert code == 0, err
-    assert list((tmp_path / "new" / "vis").glob("video_*_images_render.mp4")) or shutil.which("ffmpeg") is None
+    assert list((tmp_path / "new" / "video").glob("video_*_images_render.*"))
 
 
 def test_a_file_without_a_configuration_needs_a_recipe_s_name(
