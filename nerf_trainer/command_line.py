@@ -29,7 +29,12 @@ def listing(key: str, values: Iterable[str]) -> str:
 
 def shell_line(command: str, words: Iterable[str]) -> str:
     """A command and its words as a shell reads them."""
-    return shlex.join([command, *words])
+    return " ".join(_quoted(word) for word in (command, *words))
+
+
+def _quoted(word: str) -> str:
+    """A word in a shell's quotes where it needs any: in double ones, easier to read, around single ones alone."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def without(words: Iterable[str], keys: Sequence[str]) -> list[str]:

@@ -43,6 +43,13 @@ def test_an_assignment_gives_its_text_through_shell_and_hydra(text: str) -> None
     assert read(word) == text
 
 
+def test_quotes_within_a_word_can_be_read() -> None:
+    words = [assignment("restrict_sequence_name", "100_12000_23000"), "it's $HOME"]
+    line = shell_line("nerf_visualizer", words)
+    assert line.startswith("""nerf_visualizer "restrict_sequence_name='100_12000_23000'" """)
+    assert shlex.split(line)[1:] == words
+
+
 def test_a_listing_gives_its_texts() -> None:
     assert read(listing("plugins", TEXTS)) == TEXTS
 
