@@ -110,8 +110,12 @@ SAMPLES = (
     f"{FINE}.n_pts_per_ray_fine_evaluation=32",
 )
 """Half the samples, for a world of a quarter of the extent."""
-NEAR = (f"{NEAR_FAR}.min_depth=2.6", f"{NEAR_FAR}.max_depth=2.6")
-"""Where a march begins: before the objects, with cameras about 4 from their middle."""
+MARCH = (
+    f"{NEAR_FAR}.min_depth=2.6",
+    f"{NEAR_FAR}.max_depth=2.6",
+    f"{MODEL}.renderer_LSTMRenderer_args.init_depth=1.4",
+)
+"""Where a march begins, and how far it goes at first: to the objects' middle, which is about 4 from the cameras."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,8 @@ class Method:
 
 KNOWN_OBJECTS, NEW_OBJECTS, ONE_OBJECT = "fewview_train", "fewview_dev", "manyview_dev_0"
 METHODS = {
-    "nerf_wce": Method("repro_multiseq_v2_nerf_wce", 9, NEW_OBJECTS, (*MANY, *FEATURES, *SAMPLES)),
-    "nerformer": Method("repro_multiseq_v2_nerformer", 7, NEW_OBJECTS, (*MANY, *FEATURES)),
+    "nerf_wce": Method("repro_multiseq_v2_nerf_wce", 7, NEW_OBJECTS, (*MANY, *FEATURES, *SAMPLES)),
+    "nerformer": Method("repro_multiseq_v2_nerformer", 6, NEW_OBJECTS, (*MANY, *FEATURES)),
     "nerf_ad": Method(
         "repro_multiseq_v2_nerf_ad",
         10,
@@ -142,14 +146,14 @@ METHODS = {
     ),
     "srn_ad": Method(
         "repro_multiseq_v2_srn_ad_hypernet",
-        8,
+        5,
         KNOWN_OBJECTS,
-        (*MANY, *CODES, *NEAR, f"{NEAR_FAR}.n_rays_per_image_sampled_from_mask=1024", f"{OPTIMIZER}.lr=2e-4"),
+        (*MANY, *CODES, *MARCH, f"{NEAR_FAR}.n_rays_per_image_sampled_from_mask=1024", f"{OPTIMIZER}.lr=2e-4"),
         "tf32",
     ),
-    "nerf": Method("repro_singleseq_v2_nerf", 8, ONE_OBJECT, SAMPLES),
-    "idr": Method("repro_singleseq_v2_idr", 5, ONE_OBJECT, precision="fp32"),
-    "srn": Method("repro_singleseq_v2_srn_noharm", 8, ONE_OBJECT, (*NEAR, f"{OPTIMIZER}.lr=2e-4"), "tf32"),
+    "nerf": Method("repro_singleseq_v2_nerf", 5, ONE_OBJECT, SAMPLES),
+    "idr": Method("repro_singleseq_v2_idr", 3, ONE_OBJECT, precision="fp32"),
+    "srn": Method("repro_singleseq_v2_srn_noharm", 5, ONE_OBJECT, (*MARCH, f"{OPTIMIZER}.lr=2e-4"), "tf32"),
 }
 """What is run, by the name in the record."""
 
