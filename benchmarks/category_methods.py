@@ -11,7 +11,7 @@ in processes of its own, --at-once of them side by side. What is evaluated was n
 trained on (`fewview_train`, `manyview_dev_0`) where it has learned a code for each, or knows one object only. The
 record has two mean images beside them: of all training frames, and of the sequence's own.
 
-`python -m benchmarks.category_figure` draws the record.
+`python -m benchmarks.category_page` shows the record in the documentation.
 """
 
 import argparse
