@@ -18,10 +18,9 @@ from nerf_trainer.config import ReplaceableBase, registry
 from nerf_trainer.data.loaders import FrameLoader
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.evaluation.lpips import Lpips, LpipsNet, LpipsUnavailableError, load_lpips
-from nerf_trainer.evaluation.summaries import ResultRow, difficulty_name, result_table, summarize
+from nerf_trainer.evaluation.summaries import ResultRow, difficulty_lines, difficulty_name, result_table, summarize
 from nerf_trainer.evaluation.view_synthesis import (
     LPIPS_NAMES,
-    MASKED_BACKGROUND,
     Metrics,
     ViewResult,
     background_of,
@@ -122,6 +121,8 @@ class ImplicitronEvaluator(EvaluatorBase):
         if context.is_main:
             lines = [self._view_json(view, protocol, context) for view in views]
             _report(rows, lines, context)
+            if difficulties := [view.difficulty for view in views if view.difficulty is not None]:
+                context.say(difficulty_lines(difficulties, self.camera_difficulty_bin_breaks))
             self._note_background(views, context)
         return rows
 
@@ -194,7 +195,6 @@ class ImplicitronEvaluator(EvaluatorBase):
             "step": context.step,
             "image_sizes_hw": [list(size) for size in sizes],
             "background": list(backgrounds[0]) if len(backgrounds) == 1 else [list(b) for b in backgrounds] or None,
-            "masked_background": list(MASKED_BACKGROUND),
             "lpips_net": None if self._lpips is None else self._lpips.net.value,
         }
         if self.is_multisequence:

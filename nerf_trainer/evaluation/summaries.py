@@ -96,6 +96,20 @@ def difficulty_name(difficulty: float | None, breaks: tuple[float, float]) -> st
     return None if difficulty is None else DIFFICULTY_NAMES[sum(difficulty >= edge for edge in breaks)]
 
 
+def difficulty_lines(difficulties: Sequence[float], breaks: tuple[float, float]) -> str:
+    """How the difficulties lie about the breaks: whose scene is of another size than CO3D's sees which to choose.
+
+    Args:
+        difficulties: one at least.
+    """
+    ordered, n = sorted(difficulties), len(difficulties)
+    least, low, high, most = (ordered[i] for i in (0, n // 3, 2 * n // 3, -1))
+    return (
+        f"camera difficulty: {least:.4f} to {most:.4f}, divided in thirds by {low:.4f} and {high:.4f}\n"
+        f"  (camera_difficulty_bin_breaks are {breaks[0]:.4f} and {breaks[1]:.4f})"
+    )
+
+
 def headline(rows: Sequence[ResultRow]) -> ResultRow:
     """The row that says most in short: all views of the test subset, or the first where there are none.
 

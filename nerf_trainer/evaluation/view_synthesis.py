@@ -10,15 +10,13 @@ from nerf_trainer.evaluation.image_metrics import SSIM_WINDOW, ssim
 from nerf_trainer.evaluation.lpips import Lpips
 from nerf_trainer.losses import functions
 from nerf_trainer.models.base import Predictions, Targets
-from nerf_trainer.renderers.base import RendererOutput
 
 DEPTH_CROP = 5
 """Pixels along each border that a depth error leaves out: depth is least sure there."""
 LPIPS_NAMES = ("lpips_full_image", "lpips_masked")
 """Metrics that need weights which may be missing."""
 
-MASKED_BACKGROUND = (0.0, 0.0, 0.0)
-"""What masked metrics put the foreground on, whatever the model renders over."""
+_BLACK = (0.0, 0.0, 0.0)
 
 Metrics = dict[str, float | None]
 """A view's or a summary's metrics; None where a value could not be had."""
@@ -85,26 +83,14 @@ def _is_one_color(colors: Float[Tensor, "n 3"]) -> bool:
     return bool((colors.amax(dim=0) - colors.amin(dim=0)).max() <= 1e-3)
 
 
-def on_black(rendered: RendererOutput, behind: tuple[float, float, float] | None) -> Float[Tensor, "1 H W 3"]:
-    """A rendering over black instead of the colour `behind` that it is composited over: C - (1 - opacity) behind.
-
-    Args:
-        behind: in [0, 1]; None for what isn't composited over one colour, which is left as it is.
-    """
-    image = rendered.features.float()
-    if behind is None or behind == MASKED_BACKGROUND:
-        return image
-    return image - (1 - rendered.masks.float()) * image.new_tensor(behind)
-
-
 @torch.no_grad()
 def evaluate_view(predictions: Predictions, lpips: Lpips | None = None) -> Metrics:
     """Compare one rendered view with its photograph, at the size it was rendered.
 
     - `psnr_full_image`, `rgb_l1_full_image`, `ssim_full_image`, `lpips_full_image`: with the target as it is.
     - `psnr_masked`, `rgb_l1_masked`, `lpips_masked`: with the target whose background (foreground probability of at
-      most 0.5) is black, as CO3D's are. What the model renders over another colour, that of `background_of`, is put on
-      black too; where the photograph's own background is rendered, it stays.
+      most 0.5) is the one colour that the model renders over, that of `background_of`; black, as CO3D's evaluation has
+      it, where there is no such colour.
     - `psnr_fg`, `rgb_l1_fg`: over the foreground's pixels alone.
     - `iou`: of the rendered opacity with the foreground.
     - `depth_abs_fg`: the foreground's depth error after the best scaling, without 5 pixels at each border.
@@ -128,10 +114,9 @@ def evaluate_view(predictions: Predictions, lpips: Lpips | None = None) -> Metri
     _add_lpips(metrics, "full_image", lpips, image, rgb, crop)
     if targets.fg_probability is not None:
         foreground = targets.fg_probability > functions.MASK_THRESHOLD
-        black = rgb.new_tensor(MASKED_BACKGROUND)
-        masked, rendered_masked = torch.where(foreground, rgb, black), on_black(rendered, background_of(targets))
-        _add_rgb(metrics, "masked", rendered_masked, masked, crop)
-        _add_lpips(metrics, "masked", lpips, rendered_masked, masked, crop)
+        masked = torch.where(foreground, rgb, rgb.new_tensor(background_of(targets) or _BLACK))
+        _add_rgb(metrics, "masked", image, masked, crop)
+        _add_lpips(metrics, "masked", lpips, image, masked, crop)
         _add_foreground(metrics, predictions, foreground, crop)
     return {name: None if value is None else value.item() for name, value in metrics.items()}
 

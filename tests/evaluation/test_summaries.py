@@ -6,6 +6,7 @@ import pytest
 
 from nerf_trainer.evaluation.summaries import (
     ResultRow,
+    difficulty_lines,
     difficulty_name,
     headline,
     mean_metrics,
@@ -103,6 +104,16 @@ def test_one_category_is_no_division(names: tuple[str, ...]):
 )
 def test_difficulties_have_bins(difficulty: float | None, name: str | None):
     assert difficulty_name(difficulty, BREAKS) == name
+
+
+def test_breaks_at_the_thirds_that_are_said_divide_the_views_evenly():
+    difficulties = [0.9 + 0.001 * ((7 * i) % 12) for i in range(12)]
+    first, second = difficulty_lines(difficulties, BREAKS).splitlines()
+    assert first == "camera difficulty: 0.9000 to 0.9110, divided in thirds by 0.9040 and 0.9080"
+    assert second.strip() == "(camera_difficulty_bin_breaks are 0.6667 and 0.8333)"
+    names = [difficulty_name(value + 1e-9, (0.904, 0.908)) for value in difficulties]
+    assert [names.count(name) for name in ("hard", "medium", "easy")] == [4, 4, 4]
+    assert "0.9000 to 0.9000" in difficulty_lines([0.9], BREAKS)
 
 
 def test_the_headline_is_the_whole_test_subset():

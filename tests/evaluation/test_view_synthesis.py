@@ -12,7 +12,6 @@ from nerf_trainer.evaluation.view_synthesis import (
     background_of,
     evaluate_view,
     keeps_background,
-    on_black,
 )
 from nerf_trainer.models.base import Predictions, Targets
 from nerf_trainer.renderers.base import RendererOutput
@@ -58,8 +57,7 @@ def test_every_metric_by_its_definition():
     image, rgb, mask = p.rendered.features, p.targets.rgb, p.rendered.masks
     assert rgb is not None and p.targets.depth is not None
     inside = foreground_square()[..., 0] > 0.5
-    masked = torch.where(inside[..., None], rgb, 0.0)
-    on_its_own = image - (1 - mask)  # over black, and not over white
+    masked = torch.where(inside[..., None], rgb, WHITE)
     real = (slice(None), slice(None), slice(0, 15))
     fg = inside & (torch.arange(WIDTH) < 15)
     union = (mask[real] + inside[real][..., None] - mask[real] * inside[real][..., None]).sum()
@@ -71,8 +69,8 @@ def test_every_metric_by_its_definition():
         "psnr_full_image": psnr((image - rgb)[real].square()),
         "rgb_l1_full_image": (image - rgb)[real].abs().mean().item(),
         "ssim_full_image": ssim(image[real].permute(0, 3, 1, 2), rgb[real].permute(0, 3, 1, 2)).item(),
-        "psnr_masked": psnr((on_its_own - masked)[real].square()),
-        "rgb_l1_masked": (on_its_own - masked)[real].abs().mean().item(),
+        "psnr_masked": psnr((image - masked)[real].square()),
+        "rgb_l1_masked": (image - masked)[real].abs().mean().item(),
         "psnr_fg": psnr((image - rgb)[fg].square()),
         "rgb_l1_fg": (image - rgb)[fg].abs().mean().item(),
         "iou": ((mask * inside[..., None])[real].sum() / union).item(),
@@ -158,32 +156,14 @@ def test_background_is_read_off_the_target(color: tuple[float, float, float]):
 
 
 @pytest.mark.parametrize("color", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.2, 0.4, 0.6)])
-def test_masked_metrics_are_on_black_whatever_is_rendered_over(color: tuple[float, float, float]):
-    """The same field and photograph over three backgrounds; what is fully foreground or not at all, exactly."""
-    generator = torch.Generator().manual_seed(3)
-    fg = (foreground_square() > 0.5).float()
-    foreground, opacity = (
-        torch.rand(1, HEIGHT, WIDTH, 3, generator=generator),
-        torch.rand(fg.shape, generator=generator),
-    )
-    photograph = torch.rand(1, HEIGHT, WIDTH, 3, generator=generator)
-
-    def scores(behind: torch.Tensor) -> dict[str, float | None]:
-        rendered = RendererOutput(foreground * opacity + (1 - opacity) * behind, opacity, opacity)
-        targets = Targets(rgb=photograph * fg + behind * (1 - fg), fg_probability=fg)
-        return evaluate_view(Predictions(rendered, targets))
-
-    black, other = scores(torch.zeros(3)), scores(torch.tensor(color))
-    assert other["psnr_masked"] == pytest.approx(psnr((foreground * opacity - photograph * fg).square()), abs=1e-3)
-    for name in ("psnr_masked", "rgb_l1_masked", "iou"):
-        assert other[name] == pytest.approx(black[name], abs=1e-4), name
-    assert (other["psnr_full_image"] == black["psnr_full_image"]) == (color == (0.0, 0.0, 0.0))
-
-
-def test_a_rendering_over_black_is_left_as_it_is():
-    rendered = predictions().rendered
-    for behind in (None, (0.0, 0.0, 0.0)):
-        assert torch.equal(on_black(rendered, behind), rendered.features)
+def test_masked_metrics_are_on_the_background_that_is_rendered_over(color: tuple[float, float, float]):
+    """A view with the photograph's very colours, of a renderer whose opacity is another matter, as with surfaces."""
+    behind, fg = torch.tensor(color), (foreground_square() > 0.5).float()
+    photograph = torch.rand(1, HEIGHT, WIDTH, 3) * fg + behind * (1 - fg)
+    rendered = RendererOutput(photograph, fg, 0.25 + 0.5 * fg)
+    metrics = evaluate_view(Predictions(rendered, Targets(rgb=photograph, fg_probability=fg)))
+    assert metrics["psnr_masked"] == metrics["psnr_full_image"] == pytest.approx(100)
+    assert metrics["rgb_l1_masked"] == 0
 
 
 def test_padding_is_no_background():
