@@ -20,7 +20,7 @@ from rich.text import Text
 
 from nerf_trainer import launch
 from nerf_trainer.cameras.conventions import Reading
-from nerf_trainer.command_line import assignment, shell_line
+from nerf_trainer.command_line import assignment, shell_line, with_quoted_names
 from nerf_trainer.config import Configurable, build, registry
 from nerf_trainer.data.inspection.diagnosis import Finding, diagnose
 from nerf_trainer.data.inspection.exports import ExportFormat, ExportOptions, export
@@ -236,7 +236,7 @@ def _given(word: str) -> str:
     if os.path.exists(os.path.expanduser(text)):
         return text
     try:
-        return str(OverridesParser.create().parse_overrides([word])[0].value())
+        return str(OverridesParser.create().parse_overrides([with_quoted_names(word)])[0].value())
     except OverrideParseException:
         return text
 

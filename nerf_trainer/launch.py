@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nerf_trainer.command_line import assignment, chosen_words, help_text, without
+from nerf_trainer.command_line import as_typed, assignment, chosen_words, help_text, with_quoted_names, without
 from nerf_trainer.config import Configurable, defaults, explain
 from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
 from nerf_trainer.plugins import import_plugins, make_importable
@@ -137,7 +137,7 @@ def _compose_and_run(command: _Command) -> None:
     told: dict[str, int] = {}
 
     def job(cfg: DictConfig) -> None:
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = as_typed(HydraConfig.get().overrides.task, command.args.overrides)
         swept = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             _run_job(command, cfg, overrides)
@@ -193,13 +193,14 @@ class _ShippedRecipes(SearchPathPlugin):
 def _settle_arguments() -> Namespace:
     """Read ``sys.argv``, and rewrite it where Hydra would read it otherwise than it is meant.
 
-    Flags may stand between overrides, and ``--config-path`` is relative to the working directory, not to this module.
+    Flags may stand between overrides, ``--config-path`` is relative to the working directory, not to this module, and
+    digits with underscores are a name. The overrides that are returned are as they were typed.
     """
     args = get_args_parser().parse_intermixed_args()
     flags = sys.argv[:0:-1]
     for override in reversed(args.overrides):
         flags.remove(override)
-    sys.argv[1:] = [*reversed(flags), *args.overrides]
+    sys.argv[1:] = [*reversed(flags), *map(with_quoted_names, args.overrides)]
     given = args.config_path
     if given is not None and "://" not in given:
         folder = Path(given).absolute()
@@ -250,7 +251,8 @@ def _recipes(command: _Command) -> list[str]:
 def _named_plugins(command: _Command) -> list[str]:
     """Compose the configuration without a schema, only to read `plugins`."""
     overrides = []
-    for override in _parsed(command.args.overrides):
+    given = _parsed([with_quoted_names(word) for word in command.args.overrides])
+    for override in given:
         if override.key_or_group == "plugins" and not override.is_delete():
             overrides.append(f"++plugins={override.get_value_string()}")
         elif override.key_or_group == "hydra.searchpath":
@@ -264,7 +266,7 @@ def _named_plugins(command: _Command) -> list[str]:
     try:
         with hydra.initialize_config_dir(folder, version_base=_VERSION_BASE, job_name=command.name):
             groups = GlobalHydra.instance().config_loader()
-            chosen = [o for o in _parsed(command.args.overrides) if groups.get_group_options(o.key_or_group)]
+            chosen = [o for o in given if groups.get_group_options(o.key_or_group)]
             cfg = hydra.compose(command.config_name, overrides + [o.input_line for o in chosen])
             named = cfg.get("plugins")
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):
@@ -323,7 +325,7 @@ def job_folder(exp_dir: Any, swept: Sequence[str], overrides: Sequence[str]) -> 
     if varies:
         return text
     varied = [o for o in _parsed(overrides) if o.key_or_group in swept]
-    name = "_".join(f"{o.key_or_group.split('.')[-1]}-{o.get_value_string()}" for o in varied)
+    name = "_".join(f"{o.key_or_group.split('.')[-1]}-{str(o.input_line).partition('=')[2]}" for o in varied)
     if not re.fullmatch(r"[\w.-]{1,100}", name):
         name = str(HydraConfig.get().job.num)
     return f"{text.rstrip('/')}/{name}"
@@ -368,7 +370,10 @@ def _explain(command: _Command, root: type[Configurable] | None, error: Exceptio
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__
     if cause is None or root is None:
-        return ConfigError(keyed_line("", str(error) or repr(error)))
+        text = str(error) or repr(error)
+        for word in command.args.overrides:
+            text = text.replace(with_quoted_names(word), word)
+        return ConfigError(keyed_line("", text))
     match = re.search(r"Could not override '([^']+)'|Error merging override \+*([^=]+)=", str(error))
     key = (match[1] or match[2]) if match else None
     if key is None and cause.full_key == "hydra.sweep.dir":  # made of exp_dir alone

@@ -7,7 +7,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -167,7 +167,7 @@ class VisualizeConfig(Configurable):
     def _sequences(self, dataset: DatasetBase, model: ImplicitronModelBase, display: Display) -> tuple[str, ...]:
         """The sequences to render: the named one, or those that the model knows, as many as asked for."""
         names = dataset.sequence_names
-        wanted = _without_underscores(self.restrict_sequence_name, names)
+        wanted = self.restrict_sequence_name
         unknown = set(model.without_code(names))
         known = [name for name in names if name not in unknown]
         if wanted in known:
@@ -328,12 +328,6 @@ class _Flight:
         contact_sheet(sources_path, _in_rows(sources, math.ceil(math.sqrt(len(sources)))))
         contact_sheet(path, [*_in_rows(sources, _N_SOURCES_IN_ROW), *rows])
         return [sources_path, path]
-
-
-def _without_underscores(wanted: str | None, names: Sequence[str]) -> str | None:
-    """The name that was meant: typed without quotes, 12_345 comes from Hydra as the number 12345."""
-    meant = [name for name in names if name.replace("_", "") == wanted]
-    return meant[0] if wanted not in names and len(meant) == 1 else wanted
 
 
 def _in_rows(pictures: list[Picture], n_columns: int) -> list[list[Picture]]:

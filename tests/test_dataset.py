@@ -274,6 +274,7 @@ def test_lenses_are_kept(photos_scene: Path, tmp_path: Path):
     [
         (["chek"], 2, "error: nerf_data: 'chek' is no verb; expected one of check, convert; did you mean 'check'?"),
         (["check", "data_source=/nowhere"], 3, "error: data_source: found nothing at /nowhere"),
+        (["check", "data_source=2024_11_22"], 3, "error: data_source: found nothing at 2024_11_22"),
         (["check", "max_image=3"], 2, "error: max_image: 'max_image' is not a key of NerfDataCheck;"),
         (["check"], 2, "error: data_source: no data is named; expected data_source=FOLDER, or --config-name RECIPE"),
         (["convert", "data_source=scene://quickstart"], 2, "error: output_directory: ??? (missing)"),

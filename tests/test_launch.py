@@ -56,6 +56,9 @@ class LaunchModel(ModelBase):
     resume_epoch: int = -1
     force_resume: bool = False
     loss_weights: dict[str, float] = field(default_factory=lambda: {"loss_rgb_mse": 1.0})
+    names: tuple[str, ...] = ()
+    word: str = ""
+    of: dict[str, str] = field(default_factory=dict)
     renderer: RendererBase = choice("PlainRenderer")
 
 
@@ -123,6 +126,38 @@ def test_flags_may_stand_between_overrides(launch: Launch) -> None:
         ("a", 3, 2),
         ("b", 3, 2),
     ]
+
+
+def test_names_of_digits_and_underscores_are_no_numbers(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    """CO3D's sequences have such names, and dates are written so; Hydra reads 2024_11_22 as 20241122."""
+    made = one(launch("exp_dir=2024_11_22", f"{MODEL}.names=[397_49943_98337,100_1_2]", f"+{MODEL}.of={{a: 1_2}}"))
+    assert made.exp_dir == "2024_11_22"
+    assert (vars(made.model_factory)["names"], vars(made.model_factory)["of"]) == (
+        ("397_49943_98337", "100_1_2"),
+        {"a": "1_2"},
+    )
+    jobs = launch("-m", "exp_dir=1_2,3_4", f"{MODEL}.names=[5_6]")
+    assert [made.exp_dir for made, _ in jobs] == ["1_2", "3_4"]
+    jobs = launch("-m", "exp_dir=runs", f"{MODEL}.names=[a]", f"{MODEL}.word=1_2,12")
+    assert [made.exp_dir for made, _ in jobs] == ["runs/word-1_2", "runs/word-12"]
+    assert [vars(made.model_factory)["word"] for made, _ in jobs] == ["1_2", "12"]
+    capsys.readouterr()
+    for word, line in (
+        ("exp_dir=1_2,3_4", "Ambiguous value for argument 'exp_dir=1_2,3_4'"),
+        ("training_loop_class_type=1_2", "training_loop_class_type: '1_2' is"),
+    ):
+        with pytest.raises(SystemExit):
+            launch(word)
+        assert line in capsys.readouterr().err
+
+
+def test_numbers_may_be_typed_with_underscores(launch: Launch) -> None:
+    words = (f"{LOOP}.max_epochs=2_000", f"{LOOP}.milestones=[1_000,2_0]", f"+{MODEL}.loss_weights.x=1_5")
+    made = one(launch("max_epochs=2_000", "seed=1_1", *words))
+    assert (made.seed, vars(made.training_loop)["max_epochs"]) == (11, 2000)
+    assert vars(made.training_loop)["milestones"] == (1000, 20)
+    assert vars(made.model_factory)["loss_weights"]["x"] == 15.0
+    assert one(launch("max_epochs=2_000", f"{LOOP}.max_epochs=2000")).seed == 42, "the same number in both spellings"
 
 
 def test_own_yaml_on_a_recipe_by_either_flag(launch: Launch, tmp_path: Path) -> None:
@@ -440,6 +475,10 @@ def test_a_task_gets_the_words_that_give_its_configuration_again(
 
     flags = ["--config-dir", "my dir", "--config-name", "mine"]
     assert words_of("seed=3", *flags, "exp_dir=a") == [[*flags, "seed=3", "exp_dir=a"]]
+    assert words_of("exp_dir=1_2", f"{MODEL}.word='3_4'") == [["exp_dir=1_2", f"{MODEL}.word='3_4'"]], "as typed"
+    assert words_of("-m", "exp_dir=a", f"{MODEL}.word=1_2,x") == [
+        [f"{MODEL}.word={word}", f"exp_dir=a/word-{word}"] for word in ("1_2", "x")
+    ]
     assert words_of("-m", *flags, "seed=1,2", "exp_dir=a") == [
         [*flags, f"seed={i}", f"exp_dir=a/seed-{i}"] for i in (1, 2)
     ]
