@@ -58,12 +58,14 @@ class LivePreviews:
             batch: what the last step was taken on.
         """
         preview = self._run.preview
-        if preview is None or not preview.reachable:
+        if preview is None:
             return
-        self._attempt("train", lambda: self._show_batch(preview, session, batch))
-        split = "val" if self._run.loaders.val is not None else "test"
-        self._attempt(split, lambda: self._show_held_out(preview, session))
-        self.curves(session.stats.history)
+        self.curves(session.stats.history)  # which cost next to nothing, and find out whether anybody is there
+        held_out = "val" if self._run.loaders.val is not None else "test"
+        if preview.reachable:
+            self._attempt("train", lambda: self._show_batch(preview, session, batch))
+        if preview.reachable:
+            self._attempt(held_out, lambda: self._show_held_out(preview, session))
 
     def curves(self, history: History, at_once: bool = False) -> None:
         """Show the curves of the run so far, unless they were just shown."""

@@ -34,7 +34,7 @@ class Preview(Protocol):
 
     @property
     def reachable(self) -> bool:
-        """Whether anybody can see it now; if not, nothing need be rendered for it."""
+        """Whether anybody may see it; if not, nothing need be rendered for it. Showing curves finds out anew."""
         ...
 
     def curves(self, history: History) -> None:

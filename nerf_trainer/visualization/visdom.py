@@ -71,10 +71,10 @@ class VisdomClient:
     """
 
     def __init__(self, server: str, port: int, notice: Callable[[str], None]) -> None:
-        self._connect, self._path = _endpoint(server, port)
-        self._name = f"{server}:{port}"
+        self._connect, self._path, self._name = _endpoint(server, port)
         self._notice = notice
         self._noticed = False
+        self._failed = False
         self._quiet_until = 0.0
         self._waiting: dict[tuple[str, str], Callable[[], dict[str, Any]]] = {}
         self._closing = False
@@ -83,8 +83,13 @@ class VisdomClient:
 
     @property
     def reachable(self) -> bool:
-        """False for a while after the server failed: nothing need be prepared for it then."""
-        return time.monotonic() >= self._quiet_until
+        """False from the server's failure until it answered again: what takes long need not be prepared for it then."""
+        return not self._failed
+
+    @property
+    def resting(self) -> bool:
+        """True for a while after the server failed: nothing is sent then. What is shown later tries it again."""
+        return time.monotonic() < self._quiet_until
 
     def image(self, picture: UInt8[np.ndarray, "H W 3"], env: str, window: str, title: str, caption: str = "") -> None:
         """Show a picture in a window of an environment, in place of what the window showed."""
@@ -113,7 +118,7 @@ class VisdomClient:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread.ident is not None and self.reachable:
+        if self._thread.ident is not None and not self.resting:
             self._thread.join(wait_seconds)
 
     def _put(self, env: str, window: str, message: Callable[[], dict[str, Any]]) -> None:
@@ -137,12 +142,14 @@ class VisdomClient:
 
     def _work(self) -> None:
         while (message := self._taken()) is not None:
-            if not self.reachable:
+            if self.resting:
                 continue
             try:
                 self._post(message())
+                self._failed = False
             except (OSError, http.client.HTTPException) as error:
                 self._quiet_until = time.monotonic() + _SECONDS_BETWEEN_TRIES
+                self._failed = True
                 if not self._noticed:
                     self._noticed = True
                     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
@@ -177,12 +184,12 @@ class VisdomPreview:
 
     @property
     def reachable(self) -> bool:
-        """False for a while after the server failed."""
+        """False from the server's failure until it answered again, which showing curves finds out."""
         return self._client.reachable
 
     def curves(self, history: History) -> None:
         """Show every metric over the steps, a line a split, in a window `stat_plot_<metric>` each."""
-        if not self._client.reachable:
+        if self._client.resting:
             return
         for name, lines in panels(history):
             few = [thinned(line, _MAX_POINTS) for line in lines]
@@ -199,7 +206,7 @@ class VisdomPreview:
             caption: which view it is, and when.
             sources: photographs that the model looked at for it, colours in [0, 1]; shown in a window of their own.
         """
-        if not self._client.reachable or predictions.rendered.features.ndim != 4:
+        if self._client.resting or predictions.rendered.features.ndim != 4:
             return
         env = f"{self._env}_images_{split}"
         for pane in view_panes(predictions):
@@ -209,14 +216,14 @@ class VisdomPreview:
 
     def pictures(self, shown: ViewPictures, caption: str) -> None:
         """Show a frame of a fly-around: image, mask and depth in one window."""
-        if self._client.reachable:
+        if not self._client.resting:
             panels = [shown.images_render, shown.masks_render, shown.depths_render]
             row = beside([panel.numpy() for panel in panels])
             self._client.image(row, f"{self._env}_images_flyaround", "view", "image, mask, depth", caption)
 
     def source_images(self, pictures: Sequence[UInt8[Tensor, "_ _ 3"]], caption: str) -> None:
         """Show the photographs that a fly-around's model looks at, in a window of their own."""
-        if self._client.reachable and pictures:
+        if not self._client.resting and pictures:
             shown = sheet([picture.cpu().numpy() for picture in pictures])
             self._client.image(shown, f"{self._env}_images_flyaround", "source_views", "source views", caption)
 
@@ -265,14 +272,17 @@ def _layout(title: str, log_scale: bool) -> dict[str, Any]:
     }
 
 
-def _endpoint(server: str, port: int) -> tuple[Callable[[], http.client.HTTPConnection], str]:
-    """How to connect to a server, and the path that takes windows."""
+def _endpoint(server: str, port: int) -> tuple[Callable[[], http.client.HTTPConnection], str, str]:
+    """How to connect to a server, the path that takes windows, and its address without a password that it may have."""
     try:
         parts = urlsplit(server if "://" in server else f"http://{server}")
         host, port = parts.hostname, parts.port or port
+        (host or "").encode("idna")  # as the socket will
     except ValueError:
         parts, host = urlsplit(""), None
     if host is None or parts.scheme not in ("http", "https"):
         raise ConfigError(f"visdom_server: {server!r} is no address; expected one as http://127.0.0.1")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return lambda: kind(host, port, timeout=TIMEOUT_SECONDS), f"{parts.path.rstrip('/')}/events"
+    base = parts.path.rstrip("/")
+    name = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}{base}"
+    return lambda: kind(host, port, timeout=TIMEOUT_SECONDS), f"{base}/events", name

@@ -85,6 +85,25 @@ def test_nothing_is_rendered_where_nobody_sees_it(tmp_path, monkeypatch, reachab
     assert watcher.views == []
 
 
+def test_nothing_is_rendered_where_the_curves_find_nobody(tmp_path, monkeypatch):
+    """The first contact with a server that is not there costs no rendering."""
+    watcher = Watcher()
+    monkeypatch.setattr(watcher, "curves", lambda history: setattr(watcher, "reachable", False))
+    train(tmp_path, monkeypatch, watcher, visualize_interval=2)
+    assert watcher.views == []
+
+
+def test_a_server_that_is_gone_after_a_view_gets_no_other(tmp_path, monkeypatch):
+    def view(self, predictions, split, caption, sources=None):
+        self.views.append(split)
+        self.reachable = False
+
+    monkeypatch.setattr(Watcher, "view", view)
+    watcher = Watcher()
+    train(tmp_path, monkeypatch, watcher, visualize_interval=1)
+    assert watcher.views == ["train"]
+
+
 def test_models_that_look_at_source_views_are_given_them_and_they_are_shown(tmp_path, monkeypatch):
     batch = replace(FrameData.collate([frame(i) for i in range(4)]), sequence_name=("a", "b", "c", "b"))
     given, forward = [], TinyModel.forward
