@@ -117,7 +117,8 @@ def _names(tensors: Tensors, key_map: object, n: int) -> list[str]:
     if not isinstance(key_map, Mapping) or not all(
         isinstance(name, str) and isinstance(row, int) for name, row in key_map.items()
     ):
-        tensors.problem("autodecoder._key_map", f"expected the row of each sequence, found {shown(key_map)}")
+        found = "other keys or values" if isinstance(key_map, Mapping) else type(key_map).__name__
+        tensors.problem("autodecoder._key_map", f"expected the row of each sequence, found {found}")
         return []
     if sorted(key_map.values()) != list(range(len(key_map))) or len(key_map) > n:
         tensors.problem("autodecoder._key_map", f"expected rows 0, 1, ... below {n}, found {shown(key_map)}")

@@ -51,12 +51,21 @@ def read_run_configuration(file: Path, root: type[Configurable]) -> RunConfigura
     return RunConfiguration(values, tuple(notes))
 
 
+class _Loader(yaml.SafeLoader):
+    """Without aliases, which Implicitron doesn't write: with a few of them, a small file unfolds to any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"the alias *{self.peek_event().anchor}")
+        return super().compose_node(parent, index)
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ConfigError(f"{path}: {size} bytes, expected a configuration of at most {MAX_BYTES}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(

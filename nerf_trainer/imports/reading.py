@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nerf_trainer.data.files import require_regular_file
 from nerf_trainer.errors import CheckpointError, UserError, keyed_line, shown
@@ -16,6 +17,8 @@ from nerf_trainer.errors import CheckpointError, UserError, keyed_line, shown
 MAX_BYTES = 8 * 2**30
 """The largest file that is read: far above any field's."""
 _MAX_RECORDS = 100_000
+_MOST_SHARING = 4
+"""How many tensors may be the same part of a file, on average: a model's parts that share their weights."""
 
 
 class _Unread:
@@ -80,10 +83,11 @@ def read_checkpoint(path: Path) -> Mapping[str, object]:
     if n_bytes > MAX_BYTES:
         raise CheckpointError(f"{path}: found {n_bytes:,} bytes, expected the file of one model, at most {MAX_BYTES:,}")
     try:
-        if zipfile.is_zipfile(path):
+        if is_archive := zipfile.is_zipfile(path):
             _check_archive(path, n_bytes)
         with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, no tensor reaches beyond the file, whatever size it claims.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except UserError:
         raise
     except MemoryError as error:
@@ -95,7 +99,46 @@ def read_checkpoint(path: Path) -> Mapping[str, object]:
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         found = f"a {type(content).__name__}" if not isinstance(content, Mapping) else "keys that are no names"
         raise CheckpointError(f"{path}: found {found}, expected a table of names as a training writes it")
+    _check_tensors(path, content, n_bytes)
     return content
+
+
+def _check_tensors(path: Path, content: Mapping[str, object], n_bytes: int) -> None:
+    """Each tensor is as torch.save writes a model's, and all together are about as large as the file.
+
+    A few bytes may else say that they are a tensor of terabytes: one whose rows are all the same storage, or that has
+    no storage at all.
+    """
+    waiting: list[object] = [content]
+    seen: dict[int, object] = {}  # kept, so that no number is another object's; tables may hold one another
+    n_taken = 0
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen[id(found)] = found
+        if isinstance(found, Mapping):
+            waiting += found.values()
+        elif isinstance(found, list | tuple):
+            waiting += found
+        elif isinstance(found, Tensor):
+            n_taken += _plain_size(path, found)
+    if n_taken > _MOST_SHARING * n_bytes:
+        raise CheckpointError(f"{path}: {n_bytes:,} bytes say that they are tensors of {n_taken:,}; expected a model's")
+
+
+def _plain_size(path: Path, tensor: Tensor) -> int:
+    """The bytes of a tensor.
+
+    Raises:
+        CheckpointError: it is not on the CPU, not dense, quantised, or larger than its storage.
+    """
+    if tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized:
+        n_bytes = tensor.numel() * tensor.element_size()
+        if n_bytes <= tensor.untyped_storage().nbytes():
+            return n_bytes
+    shape = "x".join(map(str, tensor.shape))
+    raise CheckpointError(f"{path}: holds a tensor {shape} that isn't stored in full; expected a model's dense tensors")
 
 
 def _check_archive(path: Path, n_bytes: int) -> None:

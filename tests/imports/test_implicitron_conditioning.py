@@ -164,7 +164,16 @@ def test_one_code_for_all() -> None:
     torch.testing.assert_close(model.global_encoder(frames(1, names=("any",)))[0], decoder.code("singleton"))
 
 
-@pytest.mark.parametrize("rows", [{"a": 0, "b": 2}, {"a": 0, "b": 0}, {"a": "x"}, None, {f"n{i}": i for i in range(9)}])
+def doubled(times: int) -> list[object]:
+    """A list that holds the one before it twice: small, but not when it is written out."""
+    return [doubled(times - 1)] * 2 if times else []
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [{"a": 0, "b": 2}, {"a": 0, "b": 0}, {"a": "x"}, None, {f"n{i}": i for i in range(9)}, {"a": doubled(60)}],
+    ids=["a gap", "the same row", "text", "none", "above the table", "grows when written out"],
+)
 def test_a_damaged_key_map_is_refused(rows: object) -> None:
     state = published.GenericModel(
         published.NeRF(beside=3), global_encoder=published.SequenceAutodecoder(4, 3, ())

@@ -24,6 +24,8 @@ model_factory_ImplicitronModelFactory_args:
     renderer_LSTMRenderer_args: {num_raymarch_steps: 4}
     implicit_function_GoneField_args: {width: 3}
 """
+LAUGHS = b"a0: &a0 [1]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (i + 1, i + 1, i, i) for i in range(60))
+"""A list of 2^60 numbers, written with aliases."""
 
 
 def test_keys_are_kept_as_far_as_they_mean_something(tmp_path: Path) -> None:
@@ -64,6 +66,7 @@ def test_there_need_not_be_one(tmp_path: Path) -> None:
         (b"a: [", "can't be read as YAML"),
         (b"- 1\n", "expected keys and values"),
         (b"a: !!python/object/apply:os.system ['true']\n", "can't be read as YAML"),
+        (LAUGHS, "can't be read as YAML (the alias *a0)"),
         (b"\xff\xfe\xff", "can't be read as YAML"),
         (b"#" * (MAX_BYTES + 1), f"{MAX_BYTES + 1} bytes"),
         (b"", "empty"),
