@@ -124,6 +124,10 @@ def test_processes_test_and_save_with_the_running_statistics_of_the_first(tmp_pa
         step: load_file(tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
         for step in (N_STEPS, N_STEPS + 1)
     }
+    steps = range(1, N_STEPS + 1)
+    shown = [f"{split}, step {step}, noise" for step in steps for split in ("train", "val")]
+    assert (tmp_path / "shown-0").read_text().splitlines()[: len(shown)] == shown, "one process renders previews alone"
+    assert not (tmp_path / "shown-1").exists()
     statistic = "image_feature_extractor._trunk.layer1.0.bn1.running_mean"
     assert not torch.equal(saved[N_STEPS][statistic], saved[N_STEPS + 1][statistic]), "each step changes them"
     one, *others = (
@@ -180,7 +184,7 @@ def test_a_finished_run_evaluates_to_the_same_on_two_processes(
     alone, views = (run / RESULTS_FILE).read_text(), (run / IMAGES_FILE).read_text()
     (run / RESULTS_FILE).unlink()
 
-    torch.multiprocessing.spawn(evaluate_a_rank, args=(str(tmp_path), [*words, "eval_only=True"]), nprocs=2)
+    torch.multiprocessing.spawn(evaluate_a_rank, args=(str(tmp_path),), nprocs=2)
     assert (run / RESULTS_FILE).read_text() == alone
 
     def lines(text: str) -> list[dict[str, object]]:
