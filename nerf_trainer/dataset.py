@@ -20,7 +20,7 @@ from rich.text import Text
 
 from nerf_trainer import launch
 from nerf_trainer.cameras.conventions import Reading
-from nerf_trainer.command_line import assignment, shell_line, with_quoted_names
+from nerf_trainer.command_line import assignment, shell_line
 from nerf_trainer.config import Configurable, build, registry
 from nerf_trainer.data.inspection.diagnosis import Finding, diagnose
 from nerf_trainer.data.inspection.exports import ExportFormat, ExportOptions, export
@@ -30,6 +30,7 @@ from nerf_trainer.data.source import DataSourceBase, ImplicitronDataSource
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.errors import ConfigError, DataError, StorageError, UserError, unknown_name
 from nerf_trainer.experiment import Experiment
+from nerf_trainer.override_words import with_quoted_names
 from nerf_trainer.visualization.data_pictures import contact_sheet_of, frusta_of
 from nerf_trainer.visualization.data_report import DataReport
 

@@ -32,9 +32,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nerf_trainer.command_line import as_typed, assignment, chosen_words, help_text, with_quoted_names, without
+from nerf_trainer.command_line import assignment, chosen_words, help_text, without
 from nerf_trainer.config import Configurable, defaults, explain
 from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
+from nerf_trainer.override_words import as_typed, with_quoted_names
 from nerf_trainer.plugins import import_plugins, make_importable
 
 DEFAULT_CONFIG = "default_config"

@@ -44,6 +44,7 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/test_golden.py": "every option of every component",
     "tests/test_reference_options.py": "every option of the reference",
     "tests/test_recipes.py": "the recipes, with all that they choose",
+    "tests/test_recipe_lifecycle.py": "the recipes, each through all that is done with a run",
     "tests/test_other_projects_recipes.py": "recipes that follow other projects",
     "tests/test_resume.py": "the recipes, stopped and continued",
     "tests/test_growing_grids.py": "recipes of each kind of grid, whose grids grow within a training",
@@ -293,9 +294,9 @@ def test_configurations_name_no_targets():
 
 
 def test_components_know_no_configuration_library():
-    """Hydra is known to `launch` and the commands; OmegaConf to these, to `config`, to writer and reader of a run's own
-    configuration, and to `imports`, which lays models over configurations; its name for "???" to anyone."""
-    commands = {"launch.py", "experiment.py", "visualize.py", "dataset.py", "model.py"}
+    """Hydra is known to `launch`, `override_words` and the commands; OmegaConf to these, to `config`, to writer and
+    reader of a run's own configuration, and to `imports`, which lays models over configurations; "???" to anyone."""
+    commands = {"launch.py", "override_words.py", "experiment.py", "visualize.py", "dataset.py", "model.py"}
     files = {"config.py", "training/run_config.py", "training/saved_run.py"}
 
     def found() -> Iterator[Finding]:

@@ -7,17 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from nerf_trainer.command_line import (
-    as_typed,
-    assignment,
-    chosen_config,
-    chosen_words,
-    given_keys,
-    listing,
-    shell_line,
-    with_quoted_names,
-    without,
-)
+from nerf_trainer.command_line import assignment, chosen_config, chosen_words, given_keys, listing, shell_line, without
 
 TEXTS = [
     "runs/quickstart",
@@ -67,51 +57,6 @@ def test_a_listing_gives_its_texts() -> None:
 def test_plain_texts_stay_as_they_are() -> None:
     assert assignment("exp_dir", "./runs/seed-1_lr-1e-4") == "exp_dir=./runs/seed-1_lr-1e-4"
     assert listing("plugins", ["./my_file.py", "a.b"]) == "plugins=[./my_file.py,a.b]"
-
-
-@pytest.mark.parametrize(
-    ("word", "quoted"),
-    [
-        ("name=397_49943_98337", "name='397_49943_98337'"),
-        ("+a.b_1_2=1_0", "+a.b_1_2='1_0'"),
-        ("a=[1_2,x,[3_4], 5]", "a=['1_2',x,['3_4'], 5]"),
-        ("a={b:1_2,c:{d: 3_4}}", "a={b:'1_2',c:{d: '3_4'}}"),
-        ("a=1_2,3,x,4_5_6", "a='1_2',3,x,'4_5_6'"),
-        ("a=choice(1_2, 3)", "a=choice('1_2', 3)"),
-        ("a=tag(b,choice(1_2,3))", "a=tag(b,choice('1_2',3))"),
-    ],
-)
-def test_digits_with_underscores_are_names(word: str, quoted: str) -> None:
-    assert with_quoted_names(word) == quoted
-    assert with_quoted_names(quoted) == quoted
-    assert as_typed([quoted], [word]) == [word]
-    assert as_typed([quoted], [quoted]) == [quoted], "quotes that were typed are not ours to take away"
-
-
-@pytest.mark.parametrize(
-    "word",
-    [
-        "a='1_2'",
-        "a='x,1_2,3'",
-        'a="[1_2]"',
-        "a=runs/1_2",
-        "a=1_2-x",
-        "a=x1_2y",
-        "a=x:1_2",
-        "a=1_2\\,3_4",
-        "a=${b:1_2}",
-        "a=-1_000",
-        "a=1_0.5",
-        "a={1_2: 3}",
-        "a=range(1_0,2_0)",
-        "a=shuffle(interval (1_0,2_0))",
-        "1_2",
-        "a=[1_2",
-    ],
-)
-def test_nothing_else_is(word: str) -> None:
-    """Texts that hold such digits are texts to Hydra already; these numbers are no names; keys can't be quoted."""
-    assert with_quoted_names(word) == word
 
 
 def test_without() -> None:
