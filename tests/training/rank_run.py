@@ -21,7 +21,7 @@ from nerf_trainer.evaluation.summaries import ResultRow
 from nerf_trainer.experiment import Experiment
 from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
 from nerf_trainer.frames import FrameData
-from nerf_trainer.models.base import ImplicitronModelBase
+from nerf_trainer.models.base import ImplicitronModelBase, Predictions
 from nerf_trainer.models.generic import GenericModel
 from nerf_trainer.randomness import derive_seed
 from nerf_trainer.rays.samplers import AdaptiveRaySampler
@@ -30,6 +30,7 @@ from nerf_trainer.training.loop import ImplicitronTrainingLoop
 from nerf_trainer.training.model_factory import ImplicitronModelFactory
 from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory
 from nerf_trainer.training.session import Session
+from nerf_trainer.visualization.plots import History
 from tests.scene_kit import orbit
 from tests.training.run_records import StopAfter
 
@@ -74,6 +75,30 @@ class Witness(EvaluatorBase):
             picture = model.eval()(photographs("everybody's")).images_render
         write_down(self.folder, "tested", context.step, {**held(model), "picture": picture.contiguous()})
         return []
+
+
+class Watcher:
+    """A preview that writes down which views it was shown, and by whom.
+
+    Args:
+        folder: where.
+    """
+
+    reachable = True
+
+    def __init__(self, folder: str) -> None:
+        self._file = Path(folder, f"shown-{torch.distributed.get_rank()}")
+
+    def curves(self, history: History) -> None:
+        """Not looked at."""
+
+    def view(self, predictions: Predictions, split: str, caption: str, sources: Tensor | None = None) -> None:
+        """Add a line."""
+        with self._file.open("a") as file:
+            print(caption, file=file)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:
@@ -121,7 +146,7 @@ def experiment(folder: str, place: str, max_epochs: int, eval_only: bool = False
             eval_only=eval_only,
             test_interval=1,
             metric_print_interval=2,
-            visualize_interval=0,
+            visualize_interval=1,
         ),
     )
 
@@ -142,6 +167,7 @@ def train_a_rank(rank: int, folder: str) -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
     patch.setattr(Session, "save", witnessed_save)
+    patch.setattr(ImplicitronTrainingLoop, "preview", lambda loop, run_folder, notice: Watcher(folder))
     experiment(folder, folder, max_epochs=1).run()
     Path(folder, "again").mkdir(exist_ok=True)
     experiment(folder, f"{folder}/again", max_epochs=1, eval_only=True).run()
