@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from nerf_trainer import launch
-from nerf_trainer.command_line import assignment, listing, shell_line
+from nerf_trainer.command_line import assignment, given_keys, listing, shell_line
 from nerf_trainer.config import build, registry
 from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.data.splits import DatasetMap
@@ -83,6 +83,8 @@ def import_model(foreign: _Foreign, config: DictConfig, words: Sequence[str]) ->
     Raises:
         UserError: the file, the recipe or the folder is at fault.
     """
+    folder = _unused(Path(str(config.exp_dir)).expanduser(), _on_conflict(config))
+    config.exp_dir = str(folder)
     found = foreign.layout.translate(foreign.content, foreign.file, config)
     changes = _lay_over(config, found.options, words)
     seed_everything(int(config.get("seed", 0)))
@@ -94,9 +96,11 @@ def import_model(foreign: _Foreign, config: DictConfig, words: Sequence[str]) ->
         model.learn_views(datasets.train.cameras)
     if waiting and datasets is None:
         raise ConfigError(f"{', '.join(waiting)}: not in the file, learned from the data's views; {reason}")
-    folder = _write(model, found, config, datasets)
+    _write(folder, model, found, config, datasets)
     lines = [f"{foreign.file}: {foreign.layout.name}, {found.architecture}, {found.n_steps} steps"]
-    lines += [f"  set {key.rpartition('.')[2]}: {was} -> {now}  ({key})" for key, (was, now) in changes.items()]
+    if changes:
+        lines.append(f"set below {model_arguments(config)[1]}:")
+    lines += [f"  {name}: {was} -> {now}" for name, (was, now) in changes.items()]
     lines += [f"notice: {note}" for note in (*foreign.notes, *found.notes)]
     if datasets is None:
         lines.append(f"notice: the data were not looked at ({reason})")
@@ -104,25 +108,25 @@ def import_model(foreign: _Foreign, config: DictConfig, words: Sequence[str]) ->
 
 
 def _lay_over(config: DictConfig, options: Mapping[str, Value], words: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Set what the file says; give the keys whose value changed, with both values.
+    """Set what the file says; give the options whose value changed, with both values.
 
     Raises:
         ConfigError: the command line says otherwise.
     """
     _, section = model_arguments(config)
-    typed = {word.lstrip("+~").partition("=")[0] for word in words if "=" in word}
+    typed = given_keys(words)
     changes = {}
     for name, value in options.items():
         key = f"{section}.{name}"
         before = OmegaConf.select(config, key)
         before = OmegaConf.to_container(before) if OmegaConf.is_config(before) else before
         before = before.name if isinstance(before, Enum) else before
-        if before == value and (before is None) == (value is None):
+        if before == value:
             continue
         if key in typed:
             raise ConfigError(f"{key}: found {shown(before)}, but the file says {shown(value)}; leave it out")
         OmegaConf.update(config, key, value, force_add=True)
-        changes[key] = (str(before), str(value))
+        changes[name] = (str(before), str(value))
     return changes
 
 
@@ -167,10 +171,10 @@ def _datasets(config: DictConfig) -> tuple[DatasetMap | None, str]:
         return None, str(error)
 
 
-def _write(model: nn.Module, found: ImportedModel, config: DictConfig, datasets: DatasetMap | None) -> Path:
+def _write(
+    folder: Path, model: nn.Module, found: ImportedModel, config: DictConfig, datasets: DatasetMap | None
+) -> None:
     """The run's folder: configuration, world and checkpoint."""
-    folder = _unused(Path(str(config.exp_dir)).expanduser(), _on_conflict(config))
-    config.exp_dir = str(folder)
     text = run_config.to_text(config)
     make_run_folder(folder)
     with exclusive(folder):
@@ -181,7 +185,6 @@ def _write(model: nn.Module, found: ImportedModel, config: DictConfig, datasets:
         run_config.save(folder, text)
         if datasets is not None:
             world_frame.save(folder, datasets.dataset_from_world)
-    return folder
 
 
 def _on_conflict(config: DictConfig) -> OnConflict:
@@ -242,7 +245,7 @@ def _main_import() -> None:
         return
     if not words or words[0].startswith("-") or (("=" in words[0]) and not os.path.exists(words[0])):
         raise ConfigError("nerf_model import: no FILE is named; expected nerf_model import FILE exp_dir=FOLDER")
-    if not any(word.startswith("exp_dir=") for word in words[1:]):
+    if not any(word.startswith("exp_dir=") and word != "exp_dir=" for word in words[1:]):
         raise ConfigError("exp_dir: not given; expected exp_dir=FOLDER, the run's folder to make")
     file = Path(words[0]).expanduser()
     del sys.argv[1]
