@@ -1,5 +1,6 @@
 """Headers of NumPy's arrays (NEP 1, the .npy format), looked at before memory is taken for what they announce."""
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,11 @@ from numpy.lib import format as npy
 
 from nerf_trainer.data.files import shown
 from nerf_trainer.errors import DataError
+
+_LENGTHS = {(1, 0): 2, (2, 0): 4}
+"""Bytes of the header's length in each version of the format."""
+_MAX_HEADER = 10_000
+"""Longest header that NumPy parses; its parser reads one of any length first."""
 
 
 @runtime_checkable
@@ -51,7 +57,9 @@ def read_array_header(stream: ByteStream, wrong: Callable[[str, str], DataError]
     try:
         version = npy.read_magic(stream)
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, by_columns, dtype = read_header(stream)
+        length = stream.read(_LENGTHS[version])
+        header = stream.read(min(int.from_bytes(length, "little"), _MAX_HEADER + 1))
+        shape, by_columns, dtype = read_header(io.BytesIO(length + header))
     except Exception as error:  # whatever the parser raises on foreign bytes means that the file is bad
         raise wrong("a NumPy array (.npy)", f"none ({shown(error)[:80]})") from error
     if min(shape, default=0) < 0:

@@ -37,6 +37,8 @@ from nerf_trainer.frames import FrameContents, FrameData
 
 _END = b"PK\x05\x06"
 _END_BYTES = 22
+_LONG_END = b"PK\x06\x07"
+"""Stands 20 bytes before the end where a longer one, of archives from 2 GB on, says how large the directory is."""
 _MAX_DIRECTORY = 2**16
 """Largest directory of an archive that is read: three arrays take some 200 bytes of it."""
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -309,11 +311,13 @@ def _opened(file: Path, max_megabytes: float) -> Iterator[_Archive]:
             " fewer or smaller images"
         )
     with open(file, "rb") as stream:
-        stream.seek(max(0, size - _END_BYTES))
-        end = stream.read(_END_BYTES)
+        stream.seek(max(0, size - 20 - _END_BYTES))
+        ends = stream.read()
+        end = ends[-_END_BYTES:]
         directory = int.from_bytes(end[12:16], "little")
-        if not end.startswith(_END) or directory > _MAX_DIRECTORY:
+        if ends.startswith(_LONG_END) or not end.startswith(_END) or directory > _MAX_DIRECTORY:
             found = f"a directory of {directory} bytes" if end.startswith(_END) else "another file, or a part of one"
+            found = "a directory in ZIP64" if ends.startswith(_LONG_END) else found
             raise DataError(
                 f"{where}: found {found}, expected an archive as numpy.savez writes it (images, poses, focal); download"
                 " or write it again"

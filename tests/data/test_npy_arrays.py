@@ -62,6 +62,22 @@ def test_what_is_no_header(content):
         read_array_header(io.BytesIO(content), wrong)
 
 
+def test_no_more_than_a_header_is_read():
+    """The second version has room for four billion bytes of header."""
+    stream = io.BytesIO(b"\x93NUMPY\x02\x00" + (10**8).to_bytes(4, "little") + bytes(10**6))
+    with pytest.raises(DataError, match="expected a NumPy array"):
+        read_array_header(stream, wrong)
+    assert stream.tell() < 20_000
+
+
+def test_the_second_version_is_read():
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.arange(6.0), version=(2, 0))
+    stream.seek(0)
+    header = read_array_header(stream, wrong)
+    assert header.shape == (6,) and np.frombuffer(stream.read())[5] == 5.0
+
+
 def test_lengths_below_zero():
     text = b"{'descr': '<f8', 'fortran_order': False, 'shape': (-3, 4), }"
     header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text

@@ -272,6 +272,14 @@ def test_30_37_bombs_are_refused_before_they_unpack(tmp_path):
     many = archive({f"{i}.npy": b"" for i in range(2000)}, zipfile.ZIP_STORED)
     path.write_bytes(many)
     assert "found a directory of " in refusal(path)
+    directory = struct.unpack("<I", many[-10:-6])[0]
+    record = struct.pack(
+        "<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 2000, 2000, directory, len(many) - 22 - directory
+    )
+    end = many[-22:-10] + struct.pack("<I", 100) + many[-6:]
+    path.write_bytes(many[:-22] + record + struct.pack("<4sIQI", b"PK\x06\x07", 0, len(many) - 22, 1) + end)
+    assert len(zipfile.ZipFile(path).namelist()) == 2000, "what Python believes"
+    assert "found a directory in ZIP64" in refusal(path)
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         path.write_bytes(archive({"images.npy": npy((1, 1, 1, 3), b"abc")}, method))
         assert f"images: expected an array stored or deflated, as numpy.savez does, found method {method}" in refusal(
