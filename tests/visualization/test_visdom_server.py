@@ -245,6 +245,7 @@ def trained(server, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["nerf_runner", *words])
+        patch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())  # slow, and not shown
         try:
             nerf_runner()
         except SystemExit as left:
