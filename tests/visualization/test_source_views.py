@@ -81,6 +81,10 @@ def test_where_all_is_unseen_what_is_laid_down_is_shown_and_else_nothing(co3d_ca
     targets = {batch[0] for batch in batches}
     chosen = choose_source_views(DatasetMap(test=unseen), "test", sequence, 99)
     assert set(chosen.indices) == {i for batch in batches for i in batch[1:]} - targets != set()
+    target, other, *sources = max(batches, key=len)
+    crossed = unseen.holding(replace(unseen.index, eval_batches=((target, other, *sources), (other, target, *sources))))
+    chosen = choose_source_views(DatasetMap(test=crossed), "test", sequence, 99)
+    assert set(chosen.indices) == set(sources) != set(), "the source of one may be the target of another"
     nothing = unseen.holding(replace(unseen.index, eval_batches=None))
     with pytest.raises(DataError, match=f"split=test: found no known frame of sequence '{sequence}'") as caught:
         choose_source_views(DatasetMap(test=nothing), "test", sequence, 9)
