@@ -90,7 +90,7 @@ def test_the_wheel_has_the_package_the_recipes_and_the_scene_and_no_more(wheel: 
         (entry_points,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         commands = archive.read(entry_points).decode()
     assert found == expected
-    assert "nerf_runner = nerf_trainer.experiment:main" in commands
+    assert "nerf_runner = nerf_trainer.commands:nerf_runner" in commands
     assert "nerf_visualizer = nerf_trainer.visualize:main" in commands
 
 
