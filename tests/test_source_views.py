@@ -1,13 +1,13 @@
 """Runs of models that know a scene by its source views or by a learned code: what they need is asked for first."""
 
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from nerf_trainer.config import build, schema
+from nerf_trainer.config import build, defaults
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.experiment import Experiment
 from nerf_trainer.visualize import VisualizeConfig
@@ -67,12 +67,15 @@ def configured(
         },
         LOOP: {"max_epochs": 1, "validation_interval": 0, **loop},
     }
-    return OmegaConf.merge(defaults(), content)  # type: ignore[return-value]
+    return OmegaConf.merge(defaults(Experiment), content)  # type: ignore[return-value]
 
 
-@cache
-def defaults() -> DictConfig:
-    return OmegaConf.structured(schema(Experiment))
+@pytest.fixture(scope="module", autouse=True)
+def without_curves() -> Iterator[None]:
+    """To draw a run's curves takes longer than all else of so short a run; other tests look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
+        yield
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from nerf_trainer import visualize
-from nerf_trainer.config import build, schema
+from nerf_trainer.config import build, defaults
 from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.experiment import Experiment, _to_fly_around
@@ -71,9 +71,17 @@ def train(folder: Path, scene: Path, **top: object) -> Path:
         "training_loop_ImplicitronTrainingLoop_args": {"max_epochs": 2, "validation_interval": 0},
         **top,
     }
-    config = OmegaConf.merge(OmegaConf.structured(schema(Experiment)), content)
+    config = OmegaConf.merge(defaults(Experiment), content)
     build(Experiment, config).run(config)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_curves() -> Iterator[None]:
+    """To draw a run's curves takes longer than all else of so short a run; other tests look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +160,7 @@ def front_facing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     field = "implicit_function_NeuralRadianceFieldImplicitFunction_args"
     content: Any = OmegaConf.load(Path(__file__).parent.parent / "configs" / "nerf_llff.yaml")
     content.pop("defaults")
-    config: Any = OmegaConf.merge(OmegaConf.structured(schema(Experiment)), content)
+    config: Any = OmegaConf.merge(defaults(Experiment), content)
     config.exp_dir, config.max_epochs = str(root / "run"), None
     provider, loader = (
         chosen(config, "data_source", name) for name in ("dataset_map_provider", "data_loader_map_provider")
@@ -382,7 +390,7 @@ def several_run(
             "eval_only": name != "GenericModel",
         },
     }
-    config = OmegaConf.merge(OmegaConf.structured(schema(Experiment)), content)
+    config = OmegaConf.merge(defaults(Experiment), content)
     build(Experiment, config).run(config, [])
     return folder
 
