@@ -1,9 +1,13 @@
-"""Command lines to print: what to type to run something again, quoted for the shell and for Hydra."""
+"""Command lines: what to type to run something again, quoted for the shell and for Hydra; and commands of verbs."""
 
+import os
 import re
 import shlex
+import sys
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from nerf_trainer.errors import ConfigError, UserError, unknown_name
 
 _PLAIN = re.compile(r"[A-Za-z./_][A-Za-z0-9./_-]*")
 _WORDS_OF_HYDRA = {"null", "true", "false", "nan", "inf", "yes", "no", "on", "off"}
@@ -63,6 +67,29 @@ def chosen_words(args: Namespace, overrides: Iterable[str]) -> list[str]:
     ]
     search_path = [word for word in args.overrides if word.startswith("hydra.searchpath=")]
     return [*flags, *search_path, *overrides]
+
+
+def run_verb(command: str, usage: str, verbs: Mapping[str, Callable[[], None]]) -> None:
+    """Run what the first word of ``sys.argv`` names, without that word; print `usage` where there is none.
+
+    Raises:
+        SystemExit: with the code of a UserError, after its one line on stderr. With ``NERF_TRAINER_DEBUG=1`` the
+            error itself is raised.
+    """
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("--help", "-h"):
+        print(usage, end="")
+        return
+    try:
+        if verb not in verbs:
+            raise ConfigError(f"{command}: {unknown_name(verb, 'is no verb', verbs)}; {command} --help says more")
+        del sys.argv[1]
+        verbs[verb]()
+    except UserError as error:
+        if os.environ.get("NERF_TRAINER_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def help_text(recipes: Sequence[str] | None) -> str:

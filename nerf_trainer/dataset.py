@@ -8,7 +8,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from rich.text import Text
 
 from nerf_trainer import launch
 from nerf_trainer.cameras.conventions import Reading
-from nerf_trainer.command_line import assignment, shell_line
+from nerf_trainer.command_line import assignment, run_verb, shell_line
 from nerf_trainer.config import Configurable, build, registry
 from nerf_trainer.data.inspection.diagnosis import Finding, diagnose
 from nerf_trainer.data.inspection.exports import ExportFormat, ExportOptions, export
@@ -259,21 +259,7 @@ def _settled(words: list[str]) -> tuple[list[str], list[str]]:
 
 def main() -> None:
     """The command `nerf_data`."""
-    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb in ("--help", "-h"):
-        print(_HELP, end="")
-        return
-    verbs: dict[str, Callable[[], None]] = {"check": _main_check, "convert": _main_convert}
-    try:
-        if verb not in verbs:
-            raise ConfigError(f"nerf_data: {unknown_name(verb, 'is no verb', verbs)}; nerf_data --help says more")
-        del sys.argv[1]
-        verbs[verb]()
-    except UserError as error:
-        if os.environ.get("NERF_TRAINER_DEBUG") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_verb("nerf_data", _HELP, {"check": _main_check, "convert": _main_convert})
 
 
 def _console() -> Console:

@@ -7,7 +7,7 @@ leaves it, to be evaluated by `nerf_runner` and rendered by `nerf_visualizer`.
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from nerf_trainer import launch
-from nerf_trainer.command_line import assignment, given_keys, listing, shell_line
+from nerf_trainer.command_line import assignment, given_keys, listing, run_verb, shell_line
 from nerf_trainer.config import build, registry
 from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.data.splits import DatasetMap
@@ -221,21 +221,7 @@ def _next_commands(folder: Path, config: DictConfig) -> list[str]:
 
 def main() -> None:
     """The command `nerf_model`."""
-    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb in ("--help", "-h"):
-        print(_HELP, end="")
-        return
-    verbs: dict[str, Callable[[], None]] = {"import": _main_import}
-    try:
-        if verb not in verbs:
-            raise ConfigError(f"nerf_model: {unknown_name(verb, 'is no verb', verbs)}; nerf_model --help says more")
-        del sys.argv[1]
-        verbs[verb]()
-    except UserError as error:
-        if os.environ.get("NERF_TRAINER_DEBUG") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_verb("nerf_model", _HELP, {"import": _main_import})
 
 
 def _main_import() -> None:

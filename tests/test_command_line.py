@@ -1,13 +1,24 @@
 """Printed commands, read back by a shell and by Hydra."""
 
 import shlex
+import sys
 from argparse import Namespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from nerf_trainer.command_line import assignment, chosen_config, chosen_words, given_keys, listing, shell_line, without
+from nerf_trainer.command_line import (
+    assignment,
+    chosen_config,
+    chosen_words,
+    given_keys,
+    listing,
+    run_verb,
+    shell_line,
+    without,
+)
+from nerf_trainer.errors import DataError
 
 TEXTS = [
     "runs/quickstart",
@@ -82,3 +93,27 @@ def test_chosen_words_are_flags_then_overrides() -> None:
 )
 def test_words_say_which_configuration_and_which_keys(words: list[str], config: str | None, keys: list[str]) -> None:
     assert (chosen_config(words), given_keys(words)) == (config, keys)
+
+
+def test_a_verb_runs_without_its_word_and_the_user_s_errors_are_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first word chooses; an error ends with its code, or is raised where it is debugged."""
+
+    def fail() -> None:
+        raise DataError(f"{sys.argv} is bad")
+
+    monkeypatch.delenv("NERF_TRAINER_DEBUG", raising=False)
+    for words, code, said in ((["fail", "x"], 3, "error: ['c', 'x'] is bad\n"), (["fial"], 2, "did you mean 'fail'?")):
+        monkeypatch.setattr(sys, "argv", ["c", *words])
+        with pytest.raises(SystemExit) as left:
+            run_verb("c", "usage", {"fail": fail})
+        assert left.value.code == code and said in capsys.readouterr().err
+    for words in ([], ["-h"]):
+        monkeypatch.setattr(sys, "argv", ["c", *words])
+        run_verb("c", "usage", {"fail": fail})
+        assert capsys.readouterr().out == "usage"
+    monkeypatch.setenv("NERF_TRAINER_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["c", "fail"])
+    with pytest.raises(DataError):
+        run_verb("c", "usage", {"fail": fail})

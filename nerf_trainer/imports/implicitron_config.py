@@ -65,7 +65,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     if size > MAX_BYTES:
         raise ConfigError(f"{path}: {size} bytes, expected a configuration of at most {MAX_BYTES}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(

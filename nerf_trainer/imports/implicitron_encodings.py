@@ -53,3 +53,29 @@ def turned(weight: Float[Tensor, "O I"], first: int, n: int, in_camera_axes: boo
     signs = torch.ones(weight.shape[1])
     signs[first : first + encoding_dim(n)] = turned_signs(n)
     return weight * signs
+
+
+def color_layer(tensors: Tensors, name: str, width: int, in_camera_axes: bool) -> tuple[dict[str, Tensor], int, int]:
+    """A colour head's first layer, split into what it sees of the features and of the encoded direction behind them.
+
+    Args:
+        name: the layer's.
+        width: channels of the features.
+        in_camera_axes: whether the direction is in a camera's axes.
+
+    Returns:
+        The parameters of `color_hidden` and `color_direction`, the direction's frequencies, and the layer's width.
+
+    Raises:
+        UnreadableError: there is no such layer, or no such number of frequencies; noted among the problems.
+    """
+    n_hidden, n_in = tensors.shape(f"{name}.weight")
+    n = n_harmonics(tensors, f"{name}.weight", n_in, width)
+    joint, bias = tensors.linear(name, width + encoding_dim(n), n_hidden)
+    joint = turned(joint, width, n, in_camera_axes)
+    state = {
+        "color_hidden.weight": joint[:, :width].clone(),
+        "color_hidden.bias": bias,
+        "color_direction.weight": joint[:, width:].clone(),
+    }
+    return state, n, n_hidden

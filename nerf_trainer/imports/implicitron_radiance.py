@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from nerf_trainer.imports.base import Value
-from nerf_trainer.imports.implicitron_encodings import encoding_dim, n_harmonics, turned
+from nerf_trainer.imports.implicitron_encodings import color_layer, n_harmonics, turned
 from nerf_trainer.imports.implicitron_tensors import N_COLORS, Known, Part, Tensors, UnreadableError
 from nerf_trainer.networks.transformer import layer_widths
 
@@ -112,16 +112,11 @@ def _input(tensors: Tensors, name: str, width: int, known: Known) -> _Input:
 
 def _heads(tensors: Tensors, width: int, in_camera_axes: bool) -> Part:
     """Density and colour; the colour's first layer is split into what it sees of features and of the direction."""
-    n_hidden, n_in = tensors.shape("color_layer.0.weight")
-    n = n_harmonics(tensors, "color_layer.0.weight", n_in, width)
-    joint, bias = tensors.linear("color_layer.0", width + encoding_dim(n), n_hidden)
-    joint = turned(joint, width, n, in_camera_axes)
+    colors, n, n_hidden = color_layer(tensors, "color_layer.0", width, in_camera_axes)
     state = {
+        **colors,
         **tensors.moved("density_layer", "density", width, 1),
         **tensors.moved("intermediate_linear", "bottleneck", width, width),
-        "color_hidden.weight": joint[:, :width].clone(),
-        "color_hidden.bias": bias,
-        "color_direction.weight": joint[:, width:].clone(),
         **tensors.moved("color_layer.2", "color", n_hidden, N_COLORS),
     }
     options: dict[str, Value] = {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nerf_trainer.imports.base import Value
-from nerf_trainer.imports.implicitron_encodings import encoding_dim, n_harmonics, turned, turned_signs
+from nerf_trainer.imports.implicitron_encodings import color_layer, encoding_dim, n_harmonics, turned, turned_signs
 from nerf_trainer.imports.implicitron_tensors import N_COLORS, Known, Part, Tensors, UnreadableError
 
 
@@ -101,17 +101,13 @@ def lstm_renderer(tensors: Tensors) -> Part:
 def _pixel_generator(tensors: Tensors, known: Known) -> Part:
     """From features to density and colour; the colour's first layer is split as in NeRF's."""
     widths = _block_widths(tensors.below("_net."))
-    width, (n_hidden, n_in) = widths[-1], tensors.shape("_color_layer.0.weight")
-    n = n_harmonics(tensors, "_color_layer.0.weight", n_in, width)
+    width = widths[-1]
     in_camera_axes = bool(known.options.pixel_generator_args.ray_dir_in_camera_coords)
-    joint, bias = tensors.linear("_color_layer.0", width + encoding_dim(n), n_hidden)
-    joint = turned(joint, width, n, in_camera_axes)
+    colors, n, n_hidden = color_layer(tensors, "_color_layer.0", width, in_camera_axes)
     state = {
         **_block(tensors.below("_net."), "trunk", widths),
         **tensors.moved("_density_layer", "density", width, 1),
-        "color_hidden.weight": joint[:, :width].clone(),
-        "color_hidden.bias": bias,
-        "color_direction.weight": joint[:, width:].clone(),
+        **colors,
         **tensors.norm("_color_layer.1", "color_norm", n_hidden),
         **tensors.moved("_color_layer.3", "color", n_hidden, N_COLORS),
     }

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from nerf_trainer.imports import nerf_networks as nets
-from nerf_trainer.imports.base import ImportedModel, Layout, misfit, tensors_of
+from nerf_trainer.imports.base import ImportedModel, Layout, misfit
 from nerf_trainer.imports.nerf_networks import Linear, PublishedNeRF
 
 _COARSE, _FINE = "model_coarse_state_dict", "model_fine_state_dict"
@@ -38,8 +38,7 @@ class Krrish94NeRF(Layout):
         return "nerf_blender"
 
     def translate(self, content: Mapping[str, object], file: Path, config: DictConfig) -> ImportedModel:
-        keys = [key for key in (_COARSE, _FINE) if content.get(key) is not None]
-        networks = [self._network(tensors_of(content, file, key), nets.described(file, key)) for key in keys]
+        networks = nets.networks_under(content, file, (_COARSE, _FINE), self._network)
         n_steps = nets.whole_number(content.get("iter")) + 1 if "iter" in content else 0
         return nets.imported(networks, n_steps, config)
 
@@ -61,8 +60,8 @@ class Krrish94NeRF(Layout):
             density, color = Linear(out.weight[3:], out.bias[3:]), Linear(out.weight[:3], out.bias[:3])
             return PublishedNeRF(position, layers, skips, encoding_first=False, density=density, color=color)
         colors = [f"layers_dir.{i}" for i in range(max(1, nets.count(tensors, "layers_dir.{}.weight")))]
-        half, seen = nets.width_out(tensors, "layers_dir.0"), nets.width_in(tensors, "layers_dir.0") - width
-        widths |= {"layers_dir.0": (width + max(seen, 0), half), **{name: (half, half) for name in colors[1:]}}
+        color_widths, seen, half = nets.color_widths(tensors, colors, width)
+        widths |= color_widths
         widths |= {"fc_feat": (width, width), "fc_alpha": (width, 1), "fc_rgb": (half, 3)}
         seeing = {"layer1": encoded, "layers_dir.0": seen}
         position, direction = nets.require_fit(where, self.name, tensors, widths, seeing)
@@ -84,14 +83,12 @@ class Krrish94NeRF(Layout):
         return [first.after(nets.layer(tensors, "layer1")), *others]
 
     def _paper(self, tensors: Mapping[str, Tensor], where: Path) -> PublishedNeRF:
-        width, encoded = nets.width_out(tensors, "layers_xyz.0"), nets.width_in(tensors, "layers_xyz.0")
         trunk = [f"layers_xyz.{i}" for i in range(max(1, nets.count(tensors, "layers_xyz.{}.weight")))]
-        skips = tuple(i for i, name in enumerate(trunk) if i and nets.width_in(tensors, name) == width + encoded)
-        widths = {name: (width + (encoded if i in skips else 0), width) for i, name in enumerate(trunk)}
-        widths["layers_xyz.0"] = (encoded, width)
+        widths, skips = nets.trunk_widths(tensors, trunk)
+        encoded, width = widths[trunk[0]]
         colors = [f"layers_dir.{i}" for i in range(4)]
-        half, seen = nets.width_out(tensors, "layers_dir.0"), nets.width_in(tensors, "layers_dir.0") - width
-        widths |= {"layers_dir.0": (width + max(seen, 0), half), **{name: (half, half) for name in colors[1:]}}
+        color_widths, seen, half = nets.color_widths(tensors, colors, width)
+        widths |= color_widths
         widths |= {"fc_feat": (width, width), "fc_alpha": (width, 1), "fc_rgb": (half, 3)}
         seeing = {"layers_xyz.0": encoded, "layers_dir.0": seen}
         position, direction = nets.require_fit(where, self.name, tensors, widths, seeing)

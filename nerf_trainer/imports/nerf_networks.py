@@ -6,7 +6,7 @@ their columns in our order, so that the network computes the same function.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from nerf_trainer.errors import ConfigError, shown
-from nerf_trainer.imports.base import ImportedModel, Value, misfit, shape_text
+from nerf_trainer.errors import CheckpointError, ConfigError, shown
+from nerf_trainer.imports.base import ImportedModel, Value, misfit, shape_text, tensors_of
 
 _FIELD = "NeuralRadianceFieldImplicitFunction"
 _RENDERER = "MultiPassEmissionAbsorptionRenderer"
@@ -189,6 +189,23 @@ def imported(
     return ImportedModel(options, state, n_steps, architecture, tuple(notes))
 
 
+def networks_under(
+    content: Mapping[str, object],
+    file: Path,
+    keys: Sequence[str],
+    network: Callable[[Mapping[str, Tensor], Path], PublishedNeRF],
+) -> list[PublishedNeRF]:
+    """What `network` makes of the named tensors under each of the keys that the file has, a coarse network's first.
+
+    Raises:
+        CheckpointError: there is something else under a key, or no network.
+    """
+    there = [key for key in keys if content.get(key) is not None]
+    if not there:
+        raise CheckpointError(f"{file}: {' and '.join(keys)} are empty; expected a network's state_dict")
+    return [network(tensors_of(content, file, key), described(file, key)) for key in there]
+
+
 def model_arguments(config: DictConfig) -> tuple[str, str]:
     """The class of model that a configuration chooses, and the dotted key of its arguments.
 
@@ -213,6 +230,27 @@ def require_model(config: DictConfig, expected: str) -> None:
     if model != expected:
         place = f"{key.partition('.')[0]}.model_class_type"
         raise ConfigError(f"{place}: found {model}, expected {expected} for this file; choose another --config-name")
+
+
+def trunk_widths(
+    tensors: Mapping[str, Tensor], trunk: Sequence[str]
+) -> tuple[dict[str, tuple[int, int]], tuple[int, ...]]:
+    """The widths (in, out) that a trunk's layers should have by the first of them, and those that are skips: as wide as
+    what the trunk has and the encoded position together."""
+    width, encoded = width_out(tensors, trunk[0]), width_in(tensors, trunk[0])
+    skips = tuple(i for i, name in enumerate(trunk) if i and width_in(tensors, name) == width + encoded)
+    widths = {name: (width + (encoded if i in skips else 0), width) for i, name in enumerate(trunk)}
+    return widths | {trunk[0]: (encoded, width)}, skips
+
+
+def color_widths(
+    tensors: Mapping[str, Tensor], colors: Sequence[str], width: int
+) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """The same of the colour's layers, the first of which sees `width` features; how many columns of an encoding it
+    sees; and their width."""
+    half, seen = width_out(tensors, colors[0]), width_in(tensors, colors[0]) - width
+    widths = {colors[0]: (width + max(seen, 0), half), **{name: (half, half) for name in colors[1:]}}
+    return widths, seen, half
 
 
 def require_fit(

@@ -59,12 +59,10 @@ class NerfPl(Layout):
 
     def _network(self, tensors: Mapping[str, Tensor], where: Path) -> PublishedNeRF:
         trunk = [f"xyz_encoding_{i + 1}.0" for i in range(max(1, nets.count(tensors, "xyz_encoding_{}.0.weight")))]
-        width, encoded = nets.width_out(tensors, trunk[0]), nets.width_in(tensors, trunk[0])
-        skips = tuple(i for i, name in enumerate(trunk) if i and nets.width_in(tensors, name) == width + encoded)
-        widths = {name: (width + (encoded if i in skips else 0), width) for i, name in enumerate(trunk)}
-        widths[trunk[0]] = (encoded, width)
-        half, seen = nets.width_out(tensors, "dir_encoding.0"), nets.width_in(tensors, "dir_encoding.0") - width
-        widths |= {"dir_encoding.0": (width + max(seen, 0), half), "rgb.0": (half, 3)}
+        widths, skips = nets.trunk_widths(tensors, trunk)
+        encoded, width = widths[trunk[0]]
+        color_widths, seen, half = nets.color_widths(tensors, ["dir_encoding.0"], width)
+        widths |= color_widths | {"rgb.0": (half, 3)}
         widths |= {"xyz_encoding_final": (width, width), "sigma": (width, 1)}
         seeing = {trunk[0]: encoded, "dir_encoding.0": seen}
         position, direction = nets.require_fit(where, self.name, tensors, widths, seeing)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from nerf_trainer.imports import nerf_networks as nets
-from nerf_trainer.imports.base import ImportedModel, Layout, tensors_of
+from nerf_trainer.imports.base import ImportedModel, Layout
 from nerf_trainer.imports.nerf_networks import Linear, PublishedNeRF
 
 _COARSE, _FINE = "network_fn_state_dict", "network_fine_state_dict"
@@ -32,19 +32,16 @@ class YenchenlinNeRF(Layout):
         return "nerf_blender"
 
     def translate(self, content: Mapping[str, object], file: Path, config: DictConfig) -> ImportedModel:
-        keys = [key for key in (_COARSE, _FINE) if content.get(key) is not None]
-        networks = [self._network(tensors_of(content, file, key), nets.described(file, key)) for key in keys]
+        networks = nets.networks_under(content, file, (_COARSE, _FINE), self._network)
         return nets.imported(networks, nets.whole_number(content.get("global_step")), config)
 
     def _network(self, tensors: Mapping[str, Tensor], where: Path) -> PublishedNeRF:
-        width, encoded = nets.width_out(tensors, "pts_linears.0"), nets.width_in(tensors, "pts_linears.0")
-        trunk = [f"pts_linears.{i}" for i in range(nets.count(tensors, "pts_linears.{}.weight"))]
-        skips = tuple(i for i, name in enumerate(trunk) if i and nets.width_in(tensors, name) == width + encoded)
-        widths = {name: (width + (encoded if i in skips else 0), width) for i, name in enumerate(trunk)}
-        widths["pts_linears.0"] = (encoded, width)
-        colors = [f"views_linears.{i}" for i in range(nets.count(tensors, "views_linears.{}.weight"))]
-        half, seen = nets.width_out(tensors, "views_linears.0"), nets.width_in(tensors, "views_linears.0") - width
-        widths |= {"views_linears.0": (width + max(seen, 0), half), **{name: (half, half) for name in colors[1:]}}
+        trunk = [f"pts_linears.{i}" for i in range(max(1, nets.count(tensors, "pts_linears.{}.weight")))]
+        widths, skips = nets.trunk_widths(tensors, trunk)
+        encoded, width = widths[trunk[0]]
+        colors = [f"views_linears.{i}" for i in range(max(1, nets.count(tensors, "views_linears.{}.weight")))]
+        color_widths, seen, half = nets.color_widths(tensors, colors, width)
+        widths |= color_widths
         if "output_linear.weight" in tensors:
             widths["output_linear"] = (width, 5 if nets.width_out(tensors, "output_linear") == 5 else 4)
             (position,) = nets.require_fit(where, self.name, tensors, widths, {"pts_linears.0": encoded})

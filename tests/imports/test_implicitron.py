@@ -1,6 +1,5 @@
 """Implicitron's files as a whole: told by their names, laid over a configuration, imported, evaluated and rendered."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -160,16 +159,18 @@ def test_a_run_is_imported_evaluated_and_rendered(
     assert list((tmp_path / "new" / "video").glob("video_*_images_render.*"))
 
 
+def test_a_part_of_the_recipe_that_the_file_lacks_is_left_out() -> None:
+    config = configuration(global_encoder_class_type="SequenceAutodecoder")
+    loaded, found = imported(published.GenericModel(published.NeRF()).state_dict(), config)
+    assert found.options["global_encoder_class_type"] is None and loaded.global_encoder is None
+
+
 def test_a_file_without_a_configuration_needs_a_recipe_s_name(
-    compose: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / FILE.name
     torch.save(published.GenericModel(published.NeRF(), published.NeRF()).state_dict(), file)
-    monkeypatch.delenv("NERF_TRAINER_DEBUG")
+    monkeypatch.delenv("NERF_TRAINER_DEBUG", raising=False)
     run = typed("nerf_model", model.main, monkeypatch, capsys)
     code, _, err = run("import", str(file), f"exp_dir={tmp_path / 'new'}")
     assert code == 2 and "--config-name repro_" in err
-    words = "--config-name", "repro_multiseq_v2_nerf_ad"
-    code, out, err = run("import", str(file), f"exp_dir={tmp_path / 'new'}", *words)
-    assert code == 0, err
-    assert "set global_encoder_class_type: SequenceAutodecoder -> None" in out

@@ -21,13 +21,13 @@ def checkpoint(coarse: Table, fine: Table | None = None) -> dict[str, object]:
     "architecture",
     [
         Flexible(),
-        Flexible(n_layers=8, width=256),
+        Flexible(n_layers=8, width=32),
         Flexible(n_layers=6, width=32, skip_every=2, n_position=3),
         Flexible(n_layers=5, width=32, skip_every=3, n_position=4, with_views=False),
         Flexible(n_layers=2, width=16, n_position=4, n_direction=3, input_position=False, input_direction=False),
         Paper(),
     ],
-    ids=["4x128", "8x256", "two skips", "without views", "encodings without inputs", "PaperNeRFModel"],
+    ids=["4x128", "8x32", "two skips", "without views", "encodings without inputs", "PaperNeRFModel"],
 )
 def test_a_coarse_and_a_fine_network_render_as_published(architecture: Flexible | Paper) -> None:
     tables = [architecture.table(1), architecture.table(2)]

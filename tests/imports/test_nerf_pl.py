@@ -27,8 +27,8 @@ def checkpoint(table: Table, **hparams: object) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     "architecture",
-    [NerfPlNetwork(), NerfPlNetwork(depth=4, width=128, skips=(), n_position=6), SMALL],
-    ids=["8x256", "4x128", "two skips"],
+    [NerfPlNetwork(), NerfPlNetwork(depth=4, width=32, skips=(), n_position=6), SMALL],
+    ids=["8x256", "4x32", "two skips"],
 )
 def test_a_coarse_and_a_fine_network_render_as_published(architecture: NerfPlNetwork) -> None:
     tables = [architecture.table(1), architecture.table(2)]

@@ -22,12 +22,12 @@ def checkpoint(coarse: Table, fine: Table | None = None) -> dict[str, object]:
     "architecture",
     [
         Yenchenlin(),
-        Yenchenlin(with_views=False),
-        Yenchenlin(depth=4, width=128, n_position=6, n_direction=2),
+        Yenchenlin(width=32, with_views=False),
+        Yenchenlin(depth=4, width=32, n_position=6, n_direction=2),
         Yenchenlin(depth=6, width=32, n_position=3, with_views=False, n_outputs=4),
         Yenchenlin(depth=3, width=16, n_position=0, n_direction=0),
     ],
-    ids=["8x256", "8x256 without views", "4x128", "skip at the last, four outputs", "no frequencies"],
+    ids=["8x256", "8x32 without views", "4x32", "skip at the last, four outputs", "no frequencies"],
 )
 def test_a_coarse_and_a_fine_network_render_as_published(architecture: Yenchenlin) -> None:
     tables = [architecture.table(1), architecture.table(2)]
@@ -72,3 +72,5 @@ def test_what_fits_no_model_is_listed(change: dict[str, torch.Tensor | None], sa
 def test_something_else_under_the_key_is_said() -> None:
     with pytest.raises(CheckpointError, match="network_fn_state_dict holds no named tensors"):
         YenchenlinNeRF().translate({"network_fn_state_dict": [1]}, FILE, recipe())
+    with pytest.raises(CheckpointError, match="network_fn_state_dict and network_fine_state_dict are empty"):
+        YenchenlinNeRF().translate({"network_fn_state_dict": None}, FILE, recipe())
