@@ -1,6 +1,8 @@
 """Values from environment variables: what is not set is said at once, by each command that runs a recipe."""
 
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,6 @@ import pytest
 from nerf_trainer import experiment
 from nerf_trainer.environment import require_variables
 from nerf_trainer.errors import MAX_LINE, ConfigError
-from tests.recipe_kit import Compose
 
 V1 = "data_source_ImplicitronDataSource_args.dataset_map_provider_JsonIndexDatasetMapProvider_args"
 V2 = "data_source_ImplicitronDataSource_args.dataset_map_provider_JsonIndexDatasetMapProviderV2_args"
@@ -59,6 +60,19 @@ def test_all_that_is_unset_is_in_one_line(values: dict, line: str) -> None:
     assert str(refused.value).startswith(line)
 
 
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working directory, and no variable that names data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("CO3D_DATASET_ROOT", "BLENDER_DATASET_ROOT", "BLENDER_SINGLESEQ_CLASS"):
+        monkeypatch.delenv(name, raising=False)
+    handlers, level = list(logging.root.handlers), logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
 def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[object, str]:
     """The exit code of `nerf_runner` in this process, and what it wrote to stderr."""
     monkeypatch.delenv("NERF_TRAINER_DEBUG", raising=False)
@@ -81,7 +95,7 @@ def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     ],
 )
 def test_a_recipe_whose_variable_is_unset_ends_with_one_line(
-    compose: Compose,
+    shell: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -90,8 +104,6 @@ def test_a_recipe_whose_variable_is_unset_ends_with_one_line(
     key: str,
     unset: list[str],
 ) -> None:
-    for name in unset:
-        monkeypatch.delenv(name)
     code, err = failure(monkeypatch, capsys, "--config-name", recipe, *words)
     assert code == 2
     assert err.startswith(f"error: {key}: {recipe} takes this") and err.count("\n") == 1 and len(err) <= MAX_LINE + 1
@@ -100,13 +112,12 @@ def test_a_recipe_whose_variable_is_unset_ends_with_one_line(
 
 
 def test_a_key_on_the_command_line_takes_the_variables_place(
-    compose: Compose,
+    shell: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     co3d_category: Path,
 ) -> None:
     """What is missing there is the category, and those there are get listed."""
-    monkeypatch.delenv("CO3D_DATASET_ROOT")
     words = [f"{V1}.dataset_root={co3d_category / 'v1'}", f"{V1}.category=teddybear"]
     code, err = failure(monkeypatch, capsys, "--config-name", "repro_singleseq_nerf", *words)
     assert code == 3 and err.count("\n") == 1
@@ -114,18 +125,14 @@ def test_a_key_on_the_command_line_takes_the_variables_place(
 
 
 def test_the_configuration_is_shown_without_its_variables(
-    compose: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shell: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("BLENDER_DATASET_ROOT")
-    monkeypatch.delenv("BLENDER_SINGLESEQ_CLASS")
     monkeypatch.setattr(sys, "argv", ["nerf_runner", "--config-name", "nerf_blender", "--cfg", "job"])
     experiment.main()
     assert "base_dir: ${oc.env:BLENDER_DATASET_ROOT}/${oc.env:BLENDER_SINGLESEQ_CLASS}" in capsys.readouterr().out
 
 
-def test_a_sweep_says_it_once(
-    compose: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sweep_says_it_once(shell: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("CO3DV2_DATASET_ROOT")
     words = ["--config-name", "repro_multiseq_v2_srn_wce", "exp_dir=swept", "--multirun", "seed=1,2"]
     code, err = failure(monkeypatch, capsys, *words)
@@ -136,7 +143,7 @@ def test_a_sweep_says_it_once(
 
 
 def test_a_sweep_into_a_folder_named_by_an_unset_variable_names_it(
-    compose: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    shell: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.delenv("BLENDER_SINGLESEQ_CLASS")
     code, err = failure(monkeypatch, capsys, "--config-name", "nerf_blender", "--multirun", "seed=1,2")
@@ -146,7 +153,7 @@ def test_a_sweep_into_a_folder_named_by_an_unset_variable_names_it(
 
 
 def test_a_root_that_is_no_folder_names_the_variable(
-    compose: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shell: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CO3DV2_DATASET_ROOT", "nowhere")
     code, err = failure(monkeypatch, capsys, "--config-name", "repro_singleseq_v2_nerf")
@@ -155,7 +162,7 @@ def test_a_root_that_is_no_folder_names_the_variable(
 
 
 def test_a_category_that_was_not_given_says_how_to_give_it(
-    compose: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shell: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, err = failure(monkeypatch, capsys, "--config-name", "repro_singleseq_nerf")
     assert code == 2

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import pytest
 import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from nerf_trainer.config import build, prune
 from nerf_trainer.experiment import Experiment
-from tests.recipe_kit import Compose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"
@@ -67,15 +68,15 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def of_yaml(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], DictConfig]:
+def of_yaml() -> Callable[[str], DictConfig]:
     """Composes a recipe as Hydra does, but onto nothing: what it and its parents set, interpolations as written."""
-    nothing = tmp_path_factory.mktemp("configs")
-    (nothing / f"{SCHEMA}.yaml").write_text("{}\n")
 
     @cache
     def compose(recipe: str) -> DictConfig:
+        ConfigStore.instance().store(name=SCHEMA, node={}, provider="nerf_trainer")
+        GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return hydra.compose(recipe, [f"hydra.searchpath=[file://{nothing}]"])
+            return hydra.compose(recipe)
 
     return compose
 
@@ -163,13 +164,20 @@ def test_the_references_recipes_derive_from_its_parents(recipe: str) -> None:
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
-def listed_recipes() -> dict[str, tuple[str, str]]:
-    """By recipe, what docs/recipes.md says it derives from and the environment variables that it says."""
+class Listed(NamedTuple):
+    """What docs/recipes.md says of a recipe."""
+
+    trains: str
+    parents: str
+    variables: str
+
+
+def listed_recipes() -> dict[str, Listed]:
     lines = (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
     assert len({row[0] for row in rows}) == len(rows)
     assert all(len(row) == 5 and row[1] and row[2] for row in rows)
-    return {row[0].strip("`"): (row[3], row[4]) for row in rows}
+    return {row[0].strip("`"): Listed(row[1], row[3], row[4]) for row in rows}
 
 
 def test_the_page_lists_every_recipe_with_its_parents_and_variables(of_yaml: Callable[[str], DictConfig]) -> None:
@@ -182,7 +190,15 @@ def test_the_page_lists_every_recipe_with_its_parents_and_variables(of_yaml: Cal
         chosen = OmegaConf.to_container(prune(of_yaml(recipe)), resolve=False)
         variables = {name for _, value in leaves(chosen) for name in re.findall(r"\$\{oc\.env:(\w+)\}", str(value))}
         expected[recipe] = (text([p for p in parents if p not in (SCHEMA, "_self_")]), text(sorted(variables)))
-    assert listed_recipes() == expected
+    assert {recipe: words[1:] for recipe, words in listed_recipes().items()} == expected
+
+
+def test_every_recipe_is_named_on_a_page_of_its_method() -> None:
+    pages = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs" / "methods").glob("*.md")]
+    named = {word for page in pages for word in re.findall(r"\w+", page)}
+    parts = {recipe for recipe, words in listed_recipes().items() if words.trains.startswith("part: ")}
+    assert len(parts) == 5
+    assert sorted({*RECIPES} - parts - named) == []
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -198,10 +214,14 @@ def test_the_head_of_a_recipe_names_no_other(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["nerf_blender", "overfit_singleseq_nerf_blender", "repro_singleseq_v2_nerf"])
-def test_the_nerf_recipes_have_two_networks_of_the_paper(compose: Compose, recipe: str) -> None:
+def test_the_nerf_recipes_have_two_networks_of_the_paper(
+    of_yaml: Callable[[str], DictConfig], monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
     """595,844 parameters each: 8 layers of 256, one with the encoded position again, and the two heads."""
+    for variable in re.findall(r"`(\w+)`", listed_recipes()[recipe].variables):
+        monkeypatch.setenv(variable, "data")
     position, direction, width = 63, 27, 256
     trunk = (position + 1) * width + 6 * (width + 1) * width + (width + position + 1) * width
     heads = (width + 1) + (width + 1) * width + (width + direction + 1) * 128 + (128 + 1) * 3
-    model = build(Experiment, compose(recipe)).model_factory.new_model()
+    model = build(Experiment, of_yaml(recipe)).model_factory.new_model()
     assert sum(parameter.numel() for parameter in model.parameters()) == 2 * (trunk + heads)

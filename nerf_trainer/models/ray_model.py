@@ -315,7 +315,8 @@ class RayModel(ImplicitronModelBase):
             *idle_weights(self.loss_weights, self._producible(train)),
         ]
         logged = {*self._producible(FrameContents()), *TRAINER_LOG_VARS}
-        silent = [name for name in self.log_vars if name not in logged]
+        asked = () if tuple(self.log_vars) == DEFAULT_LOG_VARS else self.log_vars
+        silent = [name for name in asked if name not in logged]
         return (*notices, *([f"log_vars: this model never produces {', '.join(silent)}"] if silent else []))
 
     def _check_codes(self, split: str, contents: FrameContents | None) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The configuration that a run's folder keeps, and what may differ when the run is continued."""
 
+import functools
 import hashlib
 import os
 import re
@@ -93,7 +94,8 @@ def derived_changes(folder: Path, text: str) -> list[str]:
     if not path.exists():
         return []
     old = path.read_text(encoding="utf-8")
-    written, before, after = dict(_leaves(_parse(text))), OmegaConf.create(old), OmegaConf.create(text)
+    written = dict(_leaves(_parse(text)))
+    before, after = (OmegaConf.create(dict(_parse(content))) for content in (old, text))
     notices = []
     for key, value in dict(_leaves(_parse(old))).items():
         if "${" not in str(value) or written.get(key) != value or _FREE.search(key):
@@ -175,7 +177,9 @@ def _conflict(folder: Path, text: str) -> dict[str, tuple[Any, Any]]:
     return differences(path.read_text(encoding="utf-8"), text)
 
 
+@functools.lru_cache(maxsize=4)
 def _parse(text: str) -> Mapping[str, Any]:
+    """The content, not to be changed; kept for the next who asks: a start asks several times, and reading is slow."""
     content = yaml.safe_load(text)
     return content if isinstance(content, Mapping) else {}
 

@@ -14,6 +14,7 @@ from nerf_trainer.frames import FrameContents, FrameData, PixelStore
 from nerf_trainer.models.generic import GenericModel
 from nerf_trainer.models.overfit import OverfitModel
 from nerf_trainer.models.photographs import Background
+from nerf_trainer.models.ray_defaults import DEFAULT_LOG_VARS
 from nerf_trainer.models.ray_model import RayModel
 from nerf_trainer.randomness import seed_streams
 from nerf_trainer.rays.samplers import NearFarRaySampler, RenderSamplingMode
@@ -172,6 +173,16 @@ def test_a_misspelt_loss_is_refused_and_an_absent_one_is_a_notice() -> None:
     module = model(loss_weights={"loss_rgb_mse": 1.0, "loss_eikonal": 0.1}, log_vars=("loss_kl",))
     notices = module.check_data(FrameContents())
     assert any("loss_eikonal" in n for n in notices) and any("loss_kl" in n for n in notices)
+
+
+def test_only_names_that_were_asked_for_are_a_notice_in_log_vars() -> None:
+    def silent(log_vars: tuple[str, ...]) -> list[str]:
+        notices = model(log_vars=log_vars).check_data(FrameContents())
+        return [notice for notice in notices if notice.startswith("log_vars: ")]
+
+    assert "loss_eikonal" in DEFAULT_LOG_VARS and silent(DEFAULT_LOG_VARS) == []
+    (notice,) = silent((*DEFAULT_LOG_VARS, "loss_kl"))
+    assert "loss_eikonal" in notice and "loss_kl" in notice
 
 
 def test_a_loss_that_the_data_has_nothing_for_is_one_notice() -> None:
