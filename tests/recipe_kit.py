@@ -1,10 +1,24 @@
-"""Recipes for tests: the type of the fixture `compose`, and a way to the parts of what it composes."""
+"""Recipes for tests: which there are, the type of the fixture `compose`, and a way to the parts of what it composes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 Compose = Callable[..., DictConfig]
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+PARTS = frozenset(
+    {
+        "repro_feat_extractor_normed",
+        "repro_feat_extractor_transformer",
+        "repro_feat_extractor_unnormed",
+        "repro_multiseq_co3dv2_base",
+        "repro_singleseq_co3dv2_base",
+    }
+)
+"""Files that recipes are put together from, which are none by themselves."""
+RECIPES = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - PARTS)
 
 LOADER = "data_source_ImplicitronDataSource_args.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
 MODEL = "model_factory_ImplicitronModelFactory_args.model_OverfitModel_args"

@@ -65,7 +65,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty working directory, and no variable that names data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("CO3D_DATASET_ROOT", "BLENDER_DATASET_ROOT", "BLENDER_SINGLESEQ_CLASS"):
+    for name in ("CO3D_DATASET_ROOT", "CO3DV2_DATASET_ROOT", "BLENDER_DATASET_ROOT", "BLENDER_SINGLESEQ_CLASS"):
         monkeypatch.delenv(name, raising=False)
     handlers, level = list(logging.root.handlers), logging.root.level
     yield
@@ -133,7 +133,6 @@ def test_the_configuration_is_shown_without_its_variables(
 
 
 def test_a_sweep_says_it_once(shell: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delenv("CO3DV2_DATASET_ROOT")
     words = ["--config-name", "repro_multiseq_v2_srn_wce", "exp_dir=swept", "--multirun", "seed=1,2"]
     code, err = failure(monkeypatch, capsys, *words)
     assert code == 2
@@ -145,7 +144,7 @@ def test_a_sweep_says_it_once(shell: None, monkeypatch: pytest.MonkeyPatch, caps
 def test_a_sweep_into_a_folder_named_by_an_unset_variable_names_it(
     shell: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("BLENDER_SINGLESEQ_CLASS")
+    monkeypatch.setenv("BLENDER_DATASET_ROOT", "scenes")
     code, err = failure(monkeypatch, capsys, "--config-name", "nerf_blender", "--multirun", "seed=1,2")
     assert code == 2 and err.startswith("error: exp_dir: does not resolve: ") and err.count("\n") == 1
     assert "export BLENDER_SINGLESEQ_CLASS=..." in err
@@ -164,6 +163,7 @@ def test_a_root_that_is_no_folder_names_the_variable(
 def test_a_category_that_was_not_given_says_how_to_give_it(
     shell: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("CO3D_DATASET_ROOT", "somewhere")
     code, err = failure(monkeypatch, capsys, "--config-name", "repro_singleseq_nerf")
     assert code == 2
     key = f"{V1}.category"

@@ -15,6 +15,7 @@ from nerf_trainer.config import registry
 from nerf_trainer.errors import MAX_LINE
 from nerf_trainer.models.base import ImplicitronModelBase
 from tests.command_kit import Typed, typed
+from tests.recipe_kit import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCE = "data_source_ImplicitronDataSource_args"
@@ -109,7 +110,7 @@ def test_evaluating_what_was_never_trained_is_exit_code_4(nerf_runner: Typed) ->
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml")))
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_composes_and_shows_itself(nerf_runner: Typed, recipe: str) -> None:
     code, out, err = nerf_runner("--config-name", recipe, "--cfg", "job", "seed=123")
     assert (code, err) == (0, "")

@@ -37,22 +37,10 @@ from nerf_trainer.visualize import VisualizeConfig
 from tests.data.conftest import BlenderScene
 from tests.data.tiny_scene import write_tiny
 from tests.known_scene import ring
-from tests.recipe_kit import chosen
+from tests.recipe_kit import CONFIGS, RECIPES, chosen
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-PARTS = frozenset(
-    {
-        "repro_feat_extractor_normed",
-        "repro_feat_extractor_transformer",
-        "repro_feat_extractor_unnormed",
-        "repro_multiseq_co3dv2_base",
-        "repro_singleseq_co3dv2_base",
-    }
-)
-"""Files that recipes are put together from, which are none by themselves."""
 EVALUATED_ONLY = frozenset({"solids_dbir"})
 """Recipes of a model without parameters."""
-RECIPES = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - PARTS)
 
 MOST: Mapping[str, int] = {
     # pictures
