@@ -59,6 +59,7 @@ MOST: Mapping[str, int] = {
     "n_pts_per_ray_fine_training": 4,
     "n_pts_per_ray_fine_evaluation": 4,
     "n_steps": 16,
+    "num_raymarch_steps": 3,
     # widths of networks, and how many codes there are; numbers of layers stay
     "n_hidden_neurons_xyz": 16,
     "n_hidden_neurons_dir": 8,
