@@ -187,7 +187,6 @@ def groups(results: Path) -> dict[str, dict[str, Any]]:
             **{name: None if value is None else round(value, 4) for name, value in row["metrics"].items()},
         }
         for row in json.loads(results.read_text())
-        if row.get("category") is None
     }
 
 
