@@ -24,10 +24,12 @@ class RandomStream:
     Args:
         purpose: what the numbers are for ("jitter", "pixels"); part of the seed, so that streams differ.
         seed: base seed until `reseed` is called.
+        per_rank: whether each of several processes draws numbers of its own; otherwise all draw the same.
     """
 
-    def __init__(self, purpose: str, seed: int = 0) -> None:
+    def __init__(self, purpose: str, seed: int = 0, per_rank: bool = True) -> None:
         self.purpose = purpose
+        self.per_rank = per_rank
         self._seed = derive_seed(seed, purpose)
         self._generators: dict[str, torch.Generator] = {}
 
@@ -61,10 +63,10 @@ class RandomStream:
                 self.on(device).set_state(value.cpu())
 
     def __getstate__(self) -> dict[str, object]:
-        return {"purpose": self.purpose, "state": self.state()}
+        return {"purpose": self.purpose, "per_rank": self.per_rank, "state": self.state()}
 
     def __setstate__(self, saved: dict[str, object]) -> None:
-        self.__init__(str(saved["purpose"]))
+        self.__init__(str(saved["purpose"]), per_rank=bool(saved["per_rank"]))
         self.restore(saved["state"])  # type: ignore[arg-type]
 
 
@@ -79,7 +81,7 @@ def random_streams(module: nn.Module) -> Iterator[tuple[str, RandomStream]]:
 def seed_streams(module: nn.Module, seed: int, rank: int = 0) -> None:
     """Seed every stream of `module` from the run's seed, the rank and the stream's dotted name."""
     for name, stream in random_streams(module):
-        stream.reseed(seed, rank, name)
+        stream.reseed(seed, rank if stream.per_rank else 0, name)
 
 
 @contextlib.contextmanager

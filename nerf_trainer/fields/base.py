@@ -66,6 +66,10 @@ class ImplicitFunctionBase(ReplaceableBase, torch.nn.Module):
     def forward(self, ray_bundle: RayBundle, inputs: FieldInputs) -> FieldOutputs:
         """Evaluate the field at `ray_bundle.points`."""
 
+    def densities(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Float[Tensor, "*rays S 1"]:
+        """Density alone, as in `FieldOutputs`; a field that can leave its colours out says how."""
+        return self(ray_bundle, inputs).densities
+
     @property
     def couples_samples(self) -> bool:
         """Whether a sample's outputs depend on other samples of its ray; packed renderers refuse such a field."""

@@ -2,7 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,12 @@ class Targets:
     """Depth as the renderer measures it (distance along the ray), world units; 0 where unknown."""
     mask_crop: Float[Tensor, "*rays 1"] | None = None
     """1 where the target holds real pixels."""
+
+    def where(self, valid: Float[Tensor, "*rays 1"] | None) -> Self:
+        """The same targets, of which only those count where `valid` is 1; None: as they are."""
+        if valid is None:
+            return self
+        return replace(self, mask_crop=valid if self.mask_crop is None else self.mask_crop * valid)
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,14 @@ class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
 
         Raises:
             ConfigError: there are more of them than the model has room for.
+        """
+
+    def before_step(self, step: int) -> None:
+        """Called before each training step, outside of a captured step: for state that is renewed as training goes on,
+        in place, so that a captured step sees it.
+
+        Args:
+            step: the training step to come, from 0.
         """
 
     def without_code(self, names: Sequence[str]) -> tuple[str, ...]:

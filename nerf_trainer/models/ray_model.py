@@ -187,6 +187,7 @@ class RayModel(ImplicitronModelBase):
         inputs = self.inputs(views, frames)
         fields = [BoundField(f, inputs) for f in self.passes()]
         rendered = self._render(rays, fields)
+        targets = targets.where(rendered.valid)
         wanted = self._wanted if self.training else None
         metrics = self.view_metrics(
             rendered,
@@ -364,6 +365,9 @@ class RayModel(ImplicitronModelBase):
 
     def with_mean_code(self, names: Sequence[str]) -> tuple[str, ...]:
         return () if self.global_encoder is None else self.global_encoder.with_mean_code(names)
+
+    def before_step(self, step: int) -> None:
+        self._renderer.before_step(step, [BoundField(field, FieldInputs()) for field in self.passes()])
 
     def learn_views(self, views: Callable[[], Cameras]) -> None:
         self.raysampler.learn_views(views)

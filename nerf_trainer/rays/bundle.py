@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -82,3 +82,29 @@ class RayBundle:
         n_dims = self.near.ndim
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: change(t, n_dims) for name, t in values.items() if t is not None})
+
+
+@dataclass(frozen=True)
+class PackedSamples:
+    """The samples of many rays, one after another in one row: a ray has as many as it needs.
+
+    The row may be longer than what is used, so that its length need not depend on the scene: what follows the first
+    `n_used` samples is padding, which belongs to no ray.
+    """
+
+    samples: RayBundle
+    """The row as (1, M) rays of one sample each, at the middles of their intervals: what fields are asked."""
+    ray_index: Int[Tensor, "M"]
+    """The ray of each sample (its place among the flattened rays), int32; of padding R, one past the last ray."""
+    starts: Float[Tensor, "M"]
+    """Where each sample's interval begins along its ray."""
+    ends: Float[Tensor, "M"]
+    """Where it ends."""
+    first: Int[Tensor, "R"]
+    """The place in the row of each ray's first sample, int32."""
+    count: Int[Tensor, "R"]
+    """How many samples each ray has in the row, int32."""
+    complete: Bool[Tensor, "R"]
+    """Whether the row had room for all samples of the ray; a ray that does not fit has none."""
+    n_used: Int[Tensor, ""]
+    """Samples of the row that belong to rays, int32, on the device."""

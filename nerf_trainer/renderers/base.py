@@ -57,6 +57,9 @@ class RendererOutput:
     """Surface points, where the renderer has them."""
     prev_stage: Optional["RendererOutput"] = None
     """The coarser pass."""
+    valid: Float[Tensor, "*rays 1"] | None = None
+    """1 where the ray was rendered, 0 where the step's sample budget did not reach; None: all were. Losses leave the
+    others out."""
     extras: dict[str, Tensor] = field(default_factory=dict)
     """Named additions of a renderer (per sample or per ray), for its own losses."""
 
@@ -84,6 +87,14 @@ class BaseRenderer(ReplaceableBase, torch.nn.Module):
 
         Raises:
             ConfigError: a field is of no use to this renderer, or one for each pass is too many.
+        """
+
+    def before_step(self, step: int, fields: Sequence[BoundField]) -> None:
+        """Called before each training step, outside of a captured step: for state that is renewed as fields learn.
+
+        Args:
+            step: the training step to come, from 0.
+            fields: the field of each pass, coarsest first, bound to no batch.
         """
 
     @property

@@ -141,6 +141,7 @@ class Session:
         if replacements:
             carry_over_(self.optimizer, replacements)
             self._wrap()
+        self.model.before_step(self.step)
         result = self._step(batches)
         self.stats.add(result)
         self.rasterize = result.rasterize

@@ -1,0 +1,1 @@
+"""Triton kernels of fast ops; each has a twin in `ops/reference` that computes the same."""
