@@ -1,0 +1,45 @@
+"""Tests of Triton kernels against their twins in plain torch: on a CUDA device, or on the CPU in Triton's interpreter."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from nerf_trainer.ops.backend import Kernels, choose_kernels, chosen_kernels
+
+INTERPRET = "TRITON_INTERPRET"
+
+
+def device_for_kernels() -> torch.device:
+    """Where kernels can run here. Ask before anything imports Triton: it decides then whether to interpret."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    os.environ[INTERPRET] = "1"
+    return torch.device("cpu")
+
+
+@contextmanager
+def kernels(choice: Kernels) -> Iterator[None]:
+    """Fast ops run these kernels within."""
+    before = chosen_kernels()
+    choose_kernels(choice)
+    try:
+        yield
+    finally:
+        choose_kernels(before)
+
+
+@contextmanager
+def triton_kernels() -> Iterator[None]:
+    """Fast ops run their Triton kernels within, interpreted where there is no CUDA device."""
+    device_for_kernels()
+    with kernels(Kernels.triton):
+        yield
+
+
+@contextmanager
+def torch_twins() -> Iterator[None]:
+    """Fast ops run their twins within."""
+    with kernels(Kernels.torch):
+        yield
