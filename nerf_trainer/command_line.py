@@ -103,6 +103,16 @@ def help_text(recipes: Sequence[str] | None) -> str:
     return _RECIPE_HELP.replace("RECIPES", ", ".join(recipes), 1) + _FLAGS + _DEBUG
 
 
+RUNNER_SUMMARY = "train, resume, evaluate and sweep radiance fields"
+"""What `nerf_runner` does, in half a sentence."""
+
+
+def bare_help(name: str, summary: str, recipes: Sequence[str] | None) -> str:
+    """What `help_text` gives once Hydra has filled it in, for those who ask for nothing else."""
+    text = help_text(recipes).replace("${hydra.help.app_name}", name).replace("${hydra.help.header}", summary)
+    return text.replace("$$", "$")
+
+
 _RECIPE_HELP = """\
 ${hydra.help.app_name}: ${hydra.help.header}
 

@@ -32,14 +32,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nerf_trainer.command_line import assignment, chosen_words, help_text, without
+from nerf_trainer.command_line import RUNNER_SUMMARY, assignment, chosen_words, help_text, without
 from nerf_trainer.config import Configurable, defaults, explain
 from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
 from nerf_trainer.override_words import as_typed, with_quoted_names
 from nerf_trainer.plugins import import_plugins, make_importable
-
-DEFAULT_CONFIG = "default_config"
-"""Name under which the schema stands in `defaults` lists."""
+from nerf_trainer.recipes import DEFAULT_CONFIG, configs_folder, recipe_names
 
 SHORTHANDS: Mapping[str, str] = {
     "eval_only": "training_loop",
@@ -87,7 +85,7 @@ def run_hydra(
     task: Task,
     config_name: str = DEFAULT_CONFIG,
     name: str = "nerf_runner",
-    summary: str = "train, resume, evaluate and sweep radiance fields",
+    summary: str = RUNNER_SUMMARY,
     has_recipes: bool = True,
 ) -> None:
     """Read ``sys.argv`` as a Hydra command line and run `task` on the composed configuration.
@@ -177,13 +175,6 @@ def _run_job(command: _Command, cfg: DictConfig, overrides: list[str]) -> None:
 # --- where configurations are found --------------------------------------------------------------------------------
 
 
-def configs_folder() -> Path:
-    """The folder of the shipped recipes: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
 class _ShippedRecipes(SearchPathPlugin):
     """Lets every configuration name the shipped recipes in its `defaults`."""
 
@@ -233,7 +224,7 @@ def _store_hydra_defaults(command: _Command) -> None:
         "app_name": command.name,
         "header": command.summary,
         "footer": "",
-        "template": help_text(_recipes(command) if command.has_recipes else None),
+        "template": help_text(recipe_names(command.config_dirs) if command.has_recipes else None),
     }
     chosen = {"output": "nerf_trainer", "help": "nerf_trainer", "job_logging": "stdout"}
     node = HydraConf(job=JobConf(name=command.name), output_subdir=None)
@@ -242,11 +233,6 @@ def _store_hydra_defaults(command: _Command) -> None:
     store.store(group="hydra", name="config", node=node, provider="nerf_trainer")
     store.store(group="hydra/output", name="nerf_trainer", node=output, package="hydra", provider="nerf_trainer")
     store.store(group="hydra/help", name="nerf_trainer", node=text, package="hydra.help", provider="nerf_trainer")
-
-
-def _recipes(command: _Command) -> list[str]:
-    folders = (*command.config_dirs, configs_folder())
-    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")} | {DEFAULT_CONFIG})
 
 
 def _named_plugins(command: _Command) -> list[str]:
@@ -362,7 +348,9 @@ def _explain(command: _Command, root: type[Configurable] | None, error: Exceptio
     if isinstance(error, MissingConfigException):
         missing = str(error.missing_cfg_file or command.config_name)
         return ConfigError(
-            keyed_line("--config-name", unknown_name(missing, "is not a known config", _recipes(command)))
+            keyed_line(
+                "--config-name", unknown_name(missing, "is not a known config", recipe_names(command.config_dirs))
+            )
         )
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark

@@ -30,6 +30,14 @@ def test_help_is_given_without_torch(word: str, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
+def test_bare_help_is_what_hydra_makes_of_it(tmp_path: Path) -> None:
+    bare = asked("--help", folder=tmp_path)
+    by_hydra = asked("--help", "plugins=[]", folder=tmp_path)
+    assert (by_hydra.returncode, by_hydra.stderr) == (0, "")
+    assert bare.stdout.rstrip() == by_hydra.stdout.rstrip()
+    assert "$" not in bare.stdout.replace('"$(nerf_runner -sc', "")
+
+
 def test_everything_else_is_the_command_itself(tmp_path: Path) -> None:
     done = asked("max_epoch=3", folder=tmp_path)
     assert done.returncode == 2

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from nerf_trainer.config import Configurable, ReplaceableBase, build, choice, prune, registry
 from nerf_trainer.errors import MAX_LINE, ConfigError, DataError
-from nerf_trainer.launch import apply_shorthands, configs_folder, run_hydra
+from nerf_trainer.launch import apply_shorthands, run_hydra
+from nerf_trainer.recipes import configs_folder
 
 LOOP = "training_loop_LaunchLoop_args"
 MODEL = "model_factory_LaunchModel_args"
