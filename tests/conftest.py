@@ -13,11 +13,12 @@ from pathlib import Path
 
 import jaxtyping
 
-import tests.shape_checks  # noqa: F401  (the hook finds it by its name)
+import tests.shape_checks
 
 if any(name == "nerf_trainer" or name.startswith("nerf_trainer.") for name in sys.modules):
     raise RuntimeError("nerf_trainer was imported before its shape checks were installed; import it from tests only")
 jaxtyping.install_import_hook("nerf_trainer", "tests.shape_checks.checked")
+sys.meta_path.insert(0, tests.shape_checks.KernelsFinder)
 
 import pytest  # noqa: E402  (the hook comes first)
 import torch  # noqa: E402

@@ -1,5 +1,9 @@
 """The checker that conftest.py puts around every function and dataclass of the package."""
 
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Self
 
 from beartype import BeartypeConf, FrozenDict, beartype
@@ -13,3 +17,13 @@ checked = beartype(
     )
 )
 """Decorator: arguments and return values are what their annotations say, shapes of tensors included."""
+
+
+class KernelsFinder(MetaPathFinder):
+    """Finds the modules of Triton's kernels, which stay as they are: Triton reads their sources, and compiles those."""
+
+    @classmethod
+    def find_spec(
+        cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return PathFinder.find_spec(fullname, path, target) if fullname.startswith("nerf_trainer.ops.kernels.") else None
