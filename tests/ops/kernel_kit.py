@@ -1,8 +1,9 @@
-"""Tests of Triton kernels against their twins in plain torch: on a CUDA device, or on the CPU in Triton's interpreter."""
+"""Tests of Triton kernels against their twins in plain torch: on a CUDA device, or in Triton's interpreter."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -16,7 +17,22 @@ def device_for_kernels() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     os.environ[INTERPRET] = "1"
+    _mend_interpreter()
     return torch.device("cpu")
+
+
+@cache
+def _mend_interpreter() -> None:
+    """Lets kernels loop up to a loaded value: numpy 2.4 no longer takes an array of one element for a number."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor, scope) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_and_mend
 
 
 @contextmanager
