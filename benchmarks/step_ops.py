@@ -4,8 +4,8 @@
     python -m benchmarks.step_ops --profile             # on a GPU: the kernels of a step, with their microseconds
 
 Counted are the operations that torch dispatches with at least one kernel's work: views, which only make a new
-description of memory, are left out. On a GPU nearly each is one launch; a fused op of ours, which launches its kernel by
-itself, is counted by `--profile` alone. An operation of the backward stands where its forward was written.
+description of memory, are left out. On a GPU nearly each is one launch; a fused op of ours, which launches its kernel
+by itself, is counted by `--profile` alone. An operation of the backward stands where its forward was written.
 """
 
 import argparse
@@ -29,7 +29,9 @@ from nerf_trainer.training.runtime import Precision, Runtime
 from nerf_trainer.training.step import TrainingStep
 
 PACKAGE = "nerf_trainer/"
-FREE = frozenset({"aten.detach", "aten.empty", "aten.empty_like", "aten.empty_strided", "aten._unsafe_view", "aten.lift"})
+FREE = frozenset(
+    {"aten.detach", "aten.empty", "aten.empty_like", "aten.empty_strided", "aten._unsafe_view", "aten.lift"}
+)
 """Operations without work for the device that torch does not mark as views."""
 
 

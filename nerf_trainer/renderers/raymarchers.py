@@ -14,6 +14,7 @@ from nerf_trainer.ops.compositing import (
     emission_absorption_weights,
     interval_widths,
 )
+from nerf_trainer.ops.ray_compositing import composite
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.renderers.base import RendererOutput
 
@@ -95,6 +96,34 @@ class EmissionAbsorptionRaymarcher(AccumulativeRaymarcherBase):
 
     background_opacity: float = 1e10
     """Width of the interval behind the last sample: whatever has density there ends the ray."""
+
+    def forward(
+        self, outputs: FieldOutputs, ray_bundle: RayBundle, density_noise: Float[Tensor, "*rays S"] | None = None
+    ) -> RendererOutput:
+        if self.surface_thickness != 1 or self.blend_output or self.replicate_last_interval:
+            return super().forward(outputs, ray_bundle, density_noise)
+        lengths = ray_bundle.lengths
+        assert lengths is not None, "a raymarcher needs samples along the rays"
+        with torch.autocast(lengths.device.type, enabled=False):
+            seen = composite(
+                outputs.densities[..., 0],
+                outputs.features,
+                lengths,
+                ray_bundle.directions,
+                self._background if ray_bundle.background is None else ray_bundle.background,
+                bins=ray_bundle.bins,
+                noise=density_noise,
+                last_width=self.background_opacity,
+                relu=self.density_relu,
+            )
+        return RendererOutput(
+            features=seen.features,
+            depths=seen.depth[..., None],
+            masks=seen.opacity[..., None],
+            weights=seen.weights,
+            lengths=lengths,
+            extras=outputs.extras,
+        )
 
     def weigh(self, tau: Float[Tensor, "*rays S"]) -> tuple[Float[Tensor, "*rays S"], Float[Tensor, "*rays"]]:
         return emission_absorption_weights(tau, self.surface_thickness)
