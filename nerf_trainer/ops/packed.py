@@ -123,12 +123,12 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         from nerf_trainer.ops.kernels import packed as kernels
 
         densities, features, starts, ends, first, count, scale, *outputs = ctx.saved_tensors
         row = kernels.Row(starts, ends, first, count, scale, *ctx.row)
-        of_densities, of_features = kernels.composite_backward(densities, features, row, outputs, gradients)
+        of_densities, of_features = kernels.composite_backward(densities, features, row, outputs, grad_outputs)
         return (of_densities, of_features, *(None,) * 7)
 
 
@@ -145,7 +145,7 @@ class _Distortion(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         from nerf_trainer.ops.kernels import packed as kernels
 
-        return (kernels.distortion_backward(gradient.contiguous(), *ctx.saved_tensors), *(None,) * 4)
+        return (kernels.distortion_backward(grad_outputs[0].contiguous(), *ctx.saved_tensors), *(None,) * 4)

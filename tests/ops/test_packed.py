@@ -19,9 +19,10 @@ def composite(row: Row, **options):
     return composite_packed(row.densities, row.features, *row.lengths, **options)
 
 
-def textbook(
-    row: Row, early_stop: float, scale: Tensor | None = None
-) -> list[tuple[Tensor, float, float, list[float]]]:
+Seen = tuple[Tensor, float, float, list[float]]
+
+
+def textbook(row: Row, early_stop: float, scale: Tensor | None = None) -> list[Seen]:
     """Features, opacity, depth and weights of each ray, sample by sample."""
     rays = []
     for r, (first, n) in enumerate(zip(row.first.tolist(), row.count.tolist(), strict=True)):

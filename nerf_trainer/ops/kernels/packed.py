@@ -4,10 +4,11 @@ Each program knows the optical thickness before its 32 samples; a scan gives wha
 pass walks the same way again: what comes behind a sample is the ray's whole, which the forward pass left, less what
 came so far.
 """
+# pyright: reportCallIssue=false
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -25,7 +26,8 @@ UNLIMITED = 3e38
 """Optical thickness that no ray reaches, for no early stop."""
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """How samples lie in their row; see `ops.packed`."""
 
     starts: Float[Tensor, "M"]
