@@ -1,0 +1,157 @@
+"""Test PSNR against training seconds: how soon a recipe reaches a quality.
+
+    export BLENDER_DATASET_ROOT=/data BLENDER_SINGLESEQ_CLASS=lego_400
+    python -m benchmarks.time_to_quality --config-name ngp_blender --targets 30 33 35 36 --seeds 0 1 2
+    python -m benchmarks.time_to_quality --config-name ngp_blender --steps 400 --every 100 --name try -- precision=fp32
+
+Every run is nerf_runner in a process of its own, which tests a part of the test views every --every steps, and all of
+them at its end. The seconds are those of training alone, as its log has them: capturing the step and compiling kernels
+count, evaluation does not. What passes before the first step (imports, data) and after the last is measured by two
+short runs, the first with an empty cache of compiled kernels; the record adds it to say how long a user waits.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import passport, write
+
+LOOP = "training_loop_ImplicitronTrainingLoop_args"
+DATA = "data_source_ImplicitronDataSource_args"
+LOADER = f"{DATA}.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
+SCENE = f"{DATA}.dataset_map_provider_BlenderDatasetMapProvider_args"
+METRIC = "psnr_full_image"
+
+
+def train(words: list[str], folder: Path, cache: Path | None = None) -> float:
+    """Train by the command; returns its wall seconds. With `cache`, compiled kernels are kept there."""
+    environment = dict(os.environ) if cache is None else {**os.environ, "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-m", "nerf_trainer.experiment", *words, f"exp_dir={folder}"]
+    began = time.perf_counter()
+    with open(folder.with_suffix(".log"), "w") as log:
+        subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
+    return time.perf_counter() - began
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """Step, training seconds and PSNR of each test of a run, in order."""
+    seconds, step, points = 0.0, 0, []
+    for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        if row["split"] == "train":
+            seconds += row["sec_per_step"] * (row["step"] - step)
+            step = row["step"]
+        elif row["split"] == "test":
+            points.append({"step": row["step"], "seconds": round(seconds, 3), "psnr": round(row[METRIC], 3)})
+    return points
+
+
+def first_at(points: list[dict[str, float]], psnr: float) -> float | None:
+    """Training seconds of the first test with at least this PSNR."""
+    return next((point["seconds"] for point in points if point["psnr"] >= psnr), None)
+
+
+def waits(options: argparse.Namespace, words: list[str], folder: Path) -> dict[str, Any]:
+    """Seconds of a short run that are not training, and what its first steps cost, by cold and warm kernel cache."""
+    found: dict[str, Any] = {}
+    short = [*words, "max_epochs=1", f"{LOOP}.test_interval=0", "test_when_finished=false"]
+    with tempfile.TemporaryDirectory() as cache:
+        for name in ("cold", "warm"):
+            wall = train(short, folder / f"wait_{name}", Path(cache))
+            rows = map(json.loads, (folder / f"wait_{name}" / "metrics.jsonl").read_text().splitlines())
+            rows = [row for row in rows if row["split"] == "train"]
+            steps = [b - a for a, b in zip([0, *(row["step"] for row in rows)], (row["step"] for row in rows))]
+            trained = sum(n * row["sec_per_step"] for n, row in zip(steps, rows, strict=True))
+            steady = rows[-1]["sec_per_step"]
+            found[name] = {
+                "outside_training": round(wall - trained, 2),
+                "capture_and_compilation": round(trained - steady * rows[-1]["step"], 2),
+            }
+    return found
+
+
+def run(options: argparse.Namespace, seed: int, words: list[str], folder: Path) -> dict[str, Any]:
+    """Train with one seed; its curve, and when it reached each target."""
+    epochs = -(-options.steps // options.every)
+    train([*words, f"max_epochs={epochs}", f"seed={seed}"], folder)
+    points = curve(folder)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    of_training = [row for row in rows if row["split"] == "train"]
+    return {
+        "seed": seed,
+        "ms_per_step": round(1e3 * points[-1]["seconds"] / points[-1]["step"], 3),
+        "peak_memory_gib": max(row["peak_memory_gib"] for row in of_training),
+        "seconds_to": {f"{target:g}": first_at(points, target) for target in options.targets},
+        "final": points[-1],
+        "curve": points,
+    }
+
+
+def all_views(words: list[str], folder: Path) -> dict[str, Any]:
+    """What the last weights reach on all test views, by an evaluation of its own."""
+    subprocess.run(
+        [sys.executable, "-m", "nerf_trainer.experiment", *words, f"exp_dir={folder}", "eval_only=true"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    row = json.loads((folder / "results_test.json").read_text())[0]
+    return {"n_views": row["n_views"], **{name: value for name, value in row["metrics"].items() if value is not None}}
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-name", default="ngp_blender", help="the recipe, on a scene in Blender format")
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--every", type=int, default=250, help="steps between tests")
+    parser.add_argument("--testskip", type=int, default=5, help="test every so many-th view on the way")
+    parser.add_argument("--targets", type=float, nargs="+", default=[30, 33, 35, 36], help="dB")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--no-waits", action="store_true", help="leave out the two short runs")
+    parser.add_argument("--name", default=None, help="of the record; default time_to_quality_RECIPE")
+    parser.add_argument("--runs", type=Path, default=Path("runs/time_to_quality"), help="folder of the runs; new")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
+    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    parser.add_argument("words", nargs="*", help="more words for nerf_runner, after --")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    common = ["--config-name", options.config_name, *options.words]
+    words = [
+        *common,
+        f"{LOADER}.dataset_length_train={options.every}",
+        f"{SCENE}.testskip={options.testskip}",
+        f"{LOOP}.evaluator_ImplicitronEvaluator_args.lpips_net=none",
+        f"{LOOP}.test_interval=1",
+        f"{LOOP}.validation_interval=0",
+        f"{LOOP}.checkpoint_seconds=1.0e9",  # the last epoch saves
+        f"{LOOP}.metric_print_interval=50",
+    ]
+    record: dict[str, Any] = {"benchmark": "time_to_quality", **passport(options.commit)}
+    record["command"] = " ".join(["nerf_runner", *words])
+    name = options.name or f"time_to_quality_{options.config_name}"
+    record["runs"] = []
+    for seed in options.seeds:
+        folder = options.runs / f"seed_{seed}"
+        entry = run(options, seed, words, folder)
+        entry["all_views"] = all_views([word for word in words if ".testskip=" not in word], folder)
+        record["runs"].append(entry)
+        shown = {key: entry[key] for key in ("seed", "ms_per_step", "seconds_to", "final")}
+        print({**shown, "all_views": entry["all_views"][METRIC]}, flush=True)
+        write(name, record, options.out)
+    if not options.no_waits:
+        record["waits"] = waits(options, words, options.runs)
+        print(record["waits"])
+    print("written to", write(name, record, options.out))
+
+
+if __name__ == "__main__":
+    main()
