@@ -3,13 +3,13 @@
 from abc import abstractmethod
 from dataclasses import field
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nerf_trainer.config import Factory, ReplaceableBase, nested, registry, runtime
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.networks.input_skips import Activation, MLPWithInputSkips
+from nerf_trainer.ops.reference.spherical_harmonics import C0, spherical_harmonics_reference
 
 
 class DecoderFunctionBase(ReplaceableBase, nn.Module):
@@ -101,36 +101,7 @@ class SphericalHarmonicsDecoder(DecoderFunctionBase):
     def forward(self, features: Float[Tensor, "M D"], directions: Float[Tensor, "M 3"] | None) -> Float[Tensor, "M C"]:
         coefficients = features.unflatten(-1, (self.output_dim, -1))
         if self.degree == 0:
-            return self.operation(coefficients[..., 0] * _C0)
+            return self.operation(coefficients[..., 0] * C0)
         assert directions is not None, "a decoder that wants directions gets them"
-        basis = spherical_harmonics(directions, self.degree)
+        basis = spherical_harmonics_reference(directions, self.degree + 1)
         return self.operation((coefficients * basis[:, None]).sum(dim=-1))
-
-
-_C0 = 0.28209479177387814  # sqrt(1 / (4 pi))
-_C1 = 0.4886025119029199  # sqrt(3 / (4 pi))
-_C2 = (
-    1.0925484305920792,
-    0.31539156525252005,
-    0.5462742152960396,
-)  # sqrt(15 / 4 pi), sqrt(5 / 16 pi), sqrt(15 / 16 pi)
-
-
-def spherical_harmonics(directions: Float[Tensor, "M 3"], degree: int) -> Float[Tensor, "M K"]:
-    """Real spherical harmonics up to `degree` (at most 2) of unit directions, orthonormal over the sphere.
-
-    Ordered by degree, then by order from -degree: 1; y, z, x; xy, yz, 3z^2 - 1, xz, x^2 - y^2 (with their factors).
-    """
-    x, y, z = directions.unbind(-1)
-    basis = [torch.full_like(x, _C0)]
-    if degree >= 1:
-        basis += [_C1 * y, _C1 * z, _C1 * x]
-    if degree >= 2:
-        basis += [
-            _C2[0] * x * y,
-            _C2[0] * y * z,
-            _C2[1] * (3.0 * z * z - 1.0),
-            _C2[0] * x * z,
-            _C2[2] * (x * x - y * y),
-        ]
-    return torch.stack(basis, dim=-1)
