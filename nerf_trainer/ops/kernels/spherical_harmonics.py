@@ -41,10 +41,11 @@ def _evaluate(directions_ptr, out_ptr, n, N_FUNCTIONS: tl.constexpr, BLOCK: tl.c
     z = tl.load(places + 2, mask=mask, other=0.0)
     xx, yy, zz = x * x, y * y, z * z
     # Functions k, k + 4, k + 8 and k + 12 for k = 0, 1, 2, 3; a thread has whole rows, and writes them at once.
-    fours_0 = _four(x * 0.0 + _C0, _C2_0 * x * y, _C2_2 * (xx - yy), _C3_3 * z * (5.0 * zz - 3.0))
-    fours_1 = _four(_C1 * y, _C2_0 * y * z, _C3_0 * y * (3.0 * xx - yy), _C3_2 * x * (5.0 * zz - 1.0))
-    fours_2 = _four(_C1 * z, _C2_1 * (3.0 * zz - 1.0), _C3_1 * x * y * z, _C3_4 * z * (xx - yy))
-    fours_3 = _four(_C1 * x, _C2_0 * x * z, _C3_2 * y * (5.0 * zz - 1.0), _C3_0 * x * (xx - 3.0 * yy))
+    # Constants come last: the interpreter takes what begins with one for a constant.
+    fours_0 = _four(x * 0.0 + _C0, x * y * _C2_0, (xx - yy) * _C2_2, z * (5.0 * zz - 3.0) * _C3_3)
+    fours_1 = _four(y * _C1, y * z * _C2_0, y * (3.0 * xx - yy) * _C3_0, x * (5.0 * zz - 1.0) * _C3_2)
+    fours_2 = _four(z * _C1, (3.0 * zz - 1.0) * _C2_1, x * y * z * _C3_1, z * (xx - yy) * _C3_4)
+    fours_3 = _four(x * _C1, x * z * _C2_0, y * (5.0 * zz - 1.0) * _C3_2, x * (xx - 3.0 * yy) * _C3_0)
     rows = tl.reshape(_four(fours_0, fours_1, fours_2, fours_3), [BLOCK, 16])
     out = out_ptr + first * N_FUNCTIONS + offsets[:, None] * N_FUNCTIONS + columns[None, :]
     tl.store(out, rows.to(out_ptr.dtype.element_ty), mask=mask[:, None] & (columns < N_FUNCTIONS)[None, :])
