@@ -1,0 +1,28 @@
+"""The network of a radiance field, as plain as it can be written; symbols are those of `ops.nerf_mlp_shape`."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear
+
+from nerf_trainer.ops.nerf_mlp_shape import NerfMLPWeights
+
+
+def nerf_mlp(
+    embedded: Float[Tensor, "N E"], per_ray: Float[Tensor, "R C"] | None, weights: NerfMLPWeights
+) -> tuple[Float[Tensor, "N 1"], Float[Tensor, "N K"] | None]:
+    """Density and colour before their activations, in the precision of the arguments."""
+    h, outputs = embedded, []
+    for layer, (weight, bias) in enumerate(weights.hidden):
+        h = torch.relu(linear(torch.cat([h, embedded], dim=-1) if layer in weights.skips else h, weight, bias))
+        outputs.append(h)
+    density = linear(outputs[weights.density_layer], *weights.density)
+    if weights.color is None:
+        return density, None
+    if weights.color_input is not None and per_ray is not None:
+        n_rays, color_dim = per_ray.shape
+        c = linear(h, weights.color_input).reshape(n_rays, -1, color_dim) + per_ray[:, None]
+        h = torch.relu(c).reshape(-1, color_dim)
+        for weight, bias in weights.color_layers:
+            h = torch.relu(linear(h, weight, bias))
+    return density, linear(h, *weights.color)
