@@ -87,7 +87,7 @@ class _Composite(torch.autograd.Function):
         from nerf_trainer.ops.kernels import ray_compositing as kernels
 
         *tensors, last_width, relu = arguments
-        rays = kernels.Rays(*tensors, last_width, relu)
+        rays = kernels.Rays(*arguments)
         seen, depth, opacity, weights = kernels.composite(rays)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, weights)
@@ -96,14 +96,12 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, seen: Tensor | None, depth: Tensor | None, opacity: Tensor | None, weights: Tensor | None
-    ) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         from nerf_trainer.ops.kernels import ray_compositing as kernels
 
         *tensors, own_weights = ctx.saved_tensors
         rays = kernels.Rays(*tensors, *ctx.settings)
         gradients = kernels.composite_backward(
-            rays, own_weights, kernels.Gradients(seen, depth, opacity, weights), ctx.needs_input_grad[:2]
+            rays, own_weights, kernels.Gradients(*grad_outputs), ctx.needs_input_grad[:2]
         )
         return (*gradients, *(None,) * (len(ctx.needs_input_grad) - 2))

@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerf_trainer.config import Configurable
-from nerf_trainer.ops.stepfun import blur_weights, midpoints, sample_pdf
+from nerf_trainer.ops.ray_sampling import resample
+from nerf_trainer.ops.stepfun import blur_weights, midpoints
 from nerf_trainer.rays.bundle import RayBundle
 
 FEWEST_TO_REFINE = 3
@@ -37,12 +38,24 @@ class RayPointRefiner(Configurable, torch.nn.Module):
         weights = weights.detach()
         if ray_bundle.bins is not None:
             weights = blur_weights(weights) if self.blurpool_weights else weights
-            bins = sample_pdf(ray_bundle.bins, weights, self.n_pts_per_ray + 1, generator, self.sample_pdf_eps)
-            bins = bins.sort(dim=-1).values if generator is not None else bins
+            bins = resample(
+                ray_bundle.bins,
+                weights,
+                self.n_pts_per_ray + 1,
+                generator,
+                self.sample_pdf_eps,
+                between_midpoints=False,
+                keep=False,
+            )
             return ray_bundle.with_lengths(midpoints(bins), bins)
         weights = blur_weights(weights[..., 1:-1]) if self.blurpool_weights else weights[..., 1:-1]
-        edges = midpoints(ray_bundle.lengths)
-        lengths = sample_pdf(edges, weights, self.n_pts_per_ray, generator, self.sample_pdf_eps)
-        if self.add_input_samples:
-            lengths = torch.cat([ray_bundle.lengths, lengths], dim=-1)
-        return ray_bundle.with_lengths(lengths.sort(dim=-1).values)
+        return ray_bundle.with_lengths(
+            resample(
+                ray_bundle.lengths,
+                weights,
+                self.n_pts_per_ray,
+                generator,
+                self.sample_pdf_eps,
+                keep=self.add_input_samples,
+            )
+        )

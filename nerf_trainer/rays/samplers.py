@@ -13,7 +13,8 @@ from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import ReplaceableBase, registry
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.frames import FrameContents, PixelStore
-from nerf_trainer.ops.stepfun import jitter, midpoints, spaced
+from nerf_trainer.ops.ray_sampling import place
+from nerf_trainer.ops.stepfun import midpoints
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.pixels import central_mask, draw_pixels, full_grid
@@ -265,12 +266,10 @@ class PinholeRaySampler(RaySamplerBase, Scheduled):
         """Put the first samples along the rays."""
         n = self.n_pts_per_ray_training if training else self.n_pts_per_ray_evaluation
         stratified = self.stratified_point_sampling_training if training else self.stratified_point_sampling_evaluation
-        generator = self._jitter.on(rays.near.device)
+        generator = self._jitter.on(rays.near.device) if stratified else None
         if not self.cast_ray_bundle_as_cone:
-            lengths = spaced(rays.near, rays.far, n, self.linear_in_disparity)
-            return replace(rays, lengths=jitter(lengths, generator) if stratified else lengths)
-        bins = spaced(rays.near, rays.far, n + 1, self.linear_in_disparity)
-        bins = jitter(bins, generator) if stratified else bins
+            return replace(rays, lengths=place(rays.near, rays.far, n, generator, self.linear_in_disparity))
+        bins = place(rays.near, rays.far, n + 1, generator, self.linear_in_disparity)
         return replace(rays, lengths=midpoints(bins), bins=bins)
 
 

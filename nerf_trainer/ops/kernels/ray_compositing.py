@@ -4,7 +4,7 @@ What comes before a sample is summed over the samples shifted by one, which are 
 taking a sample's own share off an inclusive sum would leave nothing of the others' where its interval is 1e10 wide.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -223,7 +223,7 @@ def _composite_backward_kernel(
     there = in_rays[:, None] & (sample < S)
     if TO_FEATURES:
         weight = tl.load(weights + ray * S + sample, mask=there, other=0.0)
-        for c in tl.static_range(C):
+        for c in tl.static_range(C):  # pyright: ignore[reportGeneralTypeIssues]
             of_feature = tl.load(grad_features + row * C + c, mask=in_rays, other=0.0)[:, None]
             tl.store(out_features + (ray * S + sample) * C + c, weight * of_feature, mask=there)
     if TO_DENSITIES:
@@ -268,9 +268,8 @@ def composite(rays: Rays) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weights = rays.lengths.new_empty(n_rays, n_samples, dtype=torch.float32)
     if n_rays > 0:
         grid, constants, options = _launch(rays)
-        _composite_kernel[grid](
-            *_pointers(rays), seen, depth, opacity, weights, *_numbers(rays), **constants, **options
-        )
+        launch: Any = _composite_kernel[grid]
+        launch(*_pointers(rays), seen, depth, opacity, weights, *_numbers(rays), **constants, **options)
     return seen, depth, opacity, weights
 
 
@@ -287,7 +286,8 @@ def composite_backward(
     if len(weights) > 0:
         grid, constants, options = _launch(rays)
         given = [None if gradient is None else gradient.contiguous() for gradient in gradients]
-        _composite_backward_kernel[grid](
+        launch: Any = _composite_backward_kernel[grid]
+        launch(
             *_pointers(rays),
             weights,
             *(weights if gradient is None else gradient for gradient in given),
@@ -331,7 +331,7 @@ def _numbers(rays: Rays) -> tuple[int, ...]:
 def _launch(rays: Rays) -> tuple[tuple[int], dict[str, object], dict[str, int]]:
     """Grid, constants and options of either kernel."""
     n_rays, n_samples = rays.densities.shape
-    block = max(32, triton.next_power_of_2(n_samples))
+    block = max(32, int(triton.next_power_of_2(n_samples)))
     block_rays = max(1, min(WARPS, SAMPLES // block))
     constants: dict[str, object] = {
         "LAST": rays.last_width,
@@ -342,4 +342,4 @@ def _launch(rays: Rays) -> tuple[tuple[int], dict[str, object], dict[str, int]]:
         "BLOCK_R": block_rays,
         "BLOCK_S": block,
     }
-    return (triton.cdiv(n_rays, block_rays),), constants, {"num_warps": WARPS}
+    return (int(triton.cdiv(n_rays, block_rays)),), constants, {"num_warps": WARPS}
