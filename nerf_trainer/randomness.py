@@ -40,6 +40,10 @@ class RandomStream:
             self._generators[key] = torch.Generator(device=device).manual_seed(self._seed)
         return self._generators[key]
 
+    def made_on(self, device_type: str) -> list[torch.Generator]:
+        """The generators that exist on devices of a type ("cuda"): what a captured step has to know of."""
+        return [generator for generator in self._generators.values() if generator.device.type == device_type]
+
     def reseed(self, seed: int, *parts: int | str) -> None:
         """Start anew from `seed` and `parts`; generators that exist keep their identity."""
         self._seed = derive_seed(seed, *parts, self.purpose)

@@ -157,3 +157,7 @@ class ImplicitronModelBase(ReplaceableBase, torch.nn.Module):
     def capturable(self) -> bool:
         """Whether a training step can be captured as one graph."""
         return False
+
+    def not_capturable(self) -> str | None:
+        """The name of what forbids to capture a training step as one graph; None where it can be captured."""
+        return None if self.capturable else type(self).__name__

@@ -102,6 +102,9 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
     """Evaluate on the test views after every so many epochs; 0 or less: never while training."""
     validation_interval: int = 1
     """Compute the losses on the validation views after every so many epochs; 0 or less: never."""
+    capture_step: bool = True
+    """On a GPU, run each training step as one CUDA graph where the model's parts, the optimizer and the precision allow
+    it; a line says which way steps run, and why. False: launch one operation after another."""
     clip_grad: float = 0.0
     """Largest norm of the gradient, all parameters together; larger ones are scaled down. 0: no limit."""
     gradient_accumulation_steps: int = 1
@@ -201,7 +204,7 @@ class _Training:
         self._signals = signals
         self._train = train
         self._n_steps = -(-len(train) // loop.gradient_accumulation_steps)
-        self._session = Session(run, train, loop.clip_grad)
+        self._session = Session(run, train, loop.clip_grad, loop.capture_step)
         self._stats = self._session.stats
         self._evaluation = SplitEvaluation(
             run,
@@ -223,10 +226,13 @@ class _Training:
             with run.display.training(loop.max_epochs * self._n_steps):
                 while session.epoch < loop.max_epochs:
                     self._epoch()
+            session.release()  # the memory of a captured step
             if loop.test_when_finished and not was_tested(run, session.step):
                 self._evaluation.test(session.model, session.step, session.epoch - 1)
         except StopRequestedError:
             self._stop()
+        finally:
+            session.release()  # a graph that holds messages between ranks must go before they part
         self._draw_last()
         train = {"train": self._last_train_row} if self._last_train_row else {}
         return LoopResult(session.step, session.epoch, {**train, **self._evaluation.rows})

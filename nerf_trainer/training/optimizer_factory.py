@@ -3,8 +3,9 @@
 The schedule is a pure function of the epoch: resuming needs the epoch's number and replays nothing.
 """
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import Any, Protocol, runtime_checkable
 
@@ -85,6 +86,8 @@ def lr_multiplier(
 class LearningRateSchedule:
     """Sets the learning rate of each group to its base rate times a function of the epoch.
 
+    A rate that is a tensor (see `rates_to_device_`) is written into; the tensor stays the same and nothing is read.
+
     Args:
         optimizer: whose groups are set; their rates at this moment are the base rates.
         multiplier: maps an epoch (fractions allowed) to what the base rates are multiplied by.
@@ -99,19 +102,26 @@ class LearningRateSchedule:
         self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.update_every_step = update_every_step
         self.epoch = 0.0
+        self._factor: float | None = None
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, fraction: float = 0.0) -> None:
         """Set the rates for `epoch` (from 0), of which `fraction` (in [0, 1)) is done."""
         self.epoch = epoch + fraction if self.update_every_step else float(epoch)
         factor = self._multiplier(self.epoch)
+        if factor == self._factor:
+            return
+        self._factor = factor
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * factor
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
 
     @property
     def learning_rate(self) -> float:
         """The rate of the first group, which a log shows."""
-        return float(self._optimizer.param_groups[0]["lr"])
+        return self._base_rates[0] * (1.0 if self._factor is None else self._factor)
 
     def state_dict(self) -> dict[str, float]:
         """All there is to save: the epoch."""
@@ -121,6 +131,7 @@ class LearningRateSchedule:
         """Continue from a saved epoch, with the base rates and the function of the present configuration."""
         self.epoch = float(state["epoch"])
         whole = int(self.epoch)
+        self._factor = None  # the optimizer's groups may have been loaded too
         self.set_epoch(whole, self.epoch - whole)
 
 
@@ -189,6 +200,8 @@ class ImplicitronOptimizerFactory(OptimizerFactoryBase):
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates of the first and the second moment."""
+    eps: float = 1e-8
+    """What Adam adds to the root of the second moment; hash tables, whose gradients are tiny, want 1e-15."""
     breed: str = "Adam"
     """The optimizer: Adam, SGD or Adagrad."""
     exponential_lr_step_size: int = 250
@@ -225,6 +238,8 @@ class ImplicitronOptimizerFactory(OptimizerFactoryBase):
         for key, rate in rates.items():
             if rate < 0:
                 raise ConfigError(f"{key}: {rate} is negative; a learning rate is 0 or more")
+        if self.eps < 0:
+            raise ConfigError(f"eps: {self.eps} is negative; expected 0 or more, as 1e-8")
         if self.exponential_lr_step_size <= 0:
             raise ConfigError(f"exponential_lr_step_size: {self.exponential_lr_step_size} epochs; expected at least 1")
 
@@ -244,6 +259,7 @@ class ImplicitronOptimizerFactory(OptimizerFactoryBase):
         if not any(group["params"] for group in groups):
             raise ConfigError("the model has no trainable parameter; only eval_only=True makes sense of it")
         optimizer = self._optimizer(groups)
+        rates_to_device_(optimizer)
         return optimizer, LearningRateSchedule(optimizer, self.multiplier, self.update_every_step)
 
     def multiplier(self, epoch: float) -> float:
@@ -274,7 +290,7 @@ class ImplicitronOptimizerFactory(OptimizerFactoryBase):
         how: dict[str, Any] = {"fused": True} if fused else {"foreach": self.foreach}
         how["weight_decay"] = self.weight_decay
         if self.breed == "Adam":
-            return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, **how)
+            return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, **how)
         if self.breed == "SGD":
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, **how)
         return torch.optim.Adagrad(groups, lr=self.lr, **how)
@@ -285,6 +301,40 @@ def can_fuse(breed: str, parameters: Sequence[nn.Parameter]) -> bool:
     devices = {parameter.device.type for parameter in parameters}
     plain = all(parameter.is_floating_point() for parameter in parameters)
     return plain and (devices == {"cpu"} or (devices == {"cuda"} and breed != "Adagrad"))
+
+
+def rates_to_device_(optimizer: Optimizer) -> None:
+    """Make the learning rates of a fused optimizer on CUDA scalars of the device, in place.
+
+    Its kernels read them there, so that a captured step follows a schedule that writes new values into them.
+    """
+    if not skips_on_device(optimizer):
+        return
+    for group in optimizer.param_groups:
+        device = group["params"][0].device if group["params"] else torch.device("cpu")
+        if device.type == "cuda":
+            group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
+
+
+def follows_rates_on_device(optimizer: Optimizer) -> bool:
+    """Whether the optimizer runs on the device alone, its learning rates included (see `rates_to_device_`)."""
+    rates = [group["lr"] for group in optimizer.param_groups if group["params"]]
+    return skips_on_device(optimizer) and all(isinstance(rate, torch.Tensor) and rate.is_cuda for rate in rates)
+
+
+@contextlib.contextmanager
+def while_captured(optimizer: Optimizer) -> Iterator[None]:
+    """Let torch's Adam be captured within. Its fused kernels need nothing for that but to be told; outside of captures
+    it would complain of having been told.
+    """
+    groups = [group for group in optimizer.param_groups if group.get("capturable") is False]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["capturable"] = False
 
 
 def skips_on_device(optimizer: Optimizer) -> bool:

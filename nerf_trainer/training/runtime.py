@@ -155,16 +155,24 @@ class Runtime:
         others. The first rank's are what `wrap` begins every step from and what checkpoints hold. They aren't averaged,
         for then training would go on differently after an evaluation than without one.
         """
+        self._give_first(list(model.buffers()))
+
+    def agree_on_parameters(self, model: nn.Module) -> None:
+        """Give every rank the first rank's parameters of `model`."""
+        self._give_first(list(model.parameters()))
+
+    def _give_first(self, tensors: list[Tensor]) -> None:
+        """Copy the first rank's tensors to the other ranks', in place."""
         if self.world_size == 1:
             return
         kinds: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in model.buffers():
-            kinds.setdefault(buffer.dtype, []).append(buffer.detach())
-        for buffers in kinds.values():
-            joined = torch.cat([buffer.flatten() for buffer in buffers])
+        for tensor in tensors:
+            kinds.setdefault(tensor.dtype, []).append(tensor.detach())
+        for same in kinds.values():
+            joined = torch.cat([tensor.flatten() for tensor in same])
             torch.distributed.broadcast(joined, src=0)
-            for buffer, first in zip(buffers, joined.split([b.numel() for b in buffers]), strict=True):
-                buffer.copy_(first.view_as(buffer))
+            for tensor, first in zip(same, joined.split([t.numel() for t in same]), strict=True):
+                tensor.copy_(first.view_as(tensor))
 
     def gather_objects(self, items: list[Any]) -> list[Any]:
         """The items of all ranks, in the order of the ranks."""

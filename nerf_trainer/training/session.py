@@ -89,12 +89,17 @@ class Session:
         run: what the loop was given.
         train: the training batches.
         clip_grad: largest norm of the gradient; 0 for no limit.
+        capture_step: capture steps as one CUDA graph where nothing forbids it.
     """
 
-    def __init__(self, run: TrainingRun, train: FrameLoader, clip_grad: float = 0.0) -> None:
+    def __init__(
+        self, run: TrainingRun, train: FrameLoader, clip_grad: float = 0.0, capture_step: bool = False
+    ) -> None:
         self.run = run
         self._train = train
         self._clip_grad = clip_grad
+        self._capture_step = capture_step
+        self._said: set[str] = set()
         self._failed_saves = 0
         self.last_save: Path | None = None
         self.rasterize: Callable[[], RendererOutput] | None = None
@@ -121,12 +126,16 @@ class Session:
         self.optimizer, self.schedule = self.run.optimizer_factory(self.model)
         self.dead_start = DeadStartDetector()
         self.step = self.epoch = self.step_in_epoch = 0
-        self._wrap()
-
-    def _wrap(self) -> None:
-        runtime = self.run.runtime
-        self._step = TrainingStep(self.model, self.optimizer, runtime, self._clip_grad)
+        self._step = TrainingStep(
+            self.model, self.optimizer, runtime, self._clip_grad, self._capture_step, self.stats.accumulate, self._say
+        )
         self._scheduled = list(scheduled_modules(self.model))
+
+    def _say(self, line: str) -> None:
+        """Say something, the first time that it is to be said."""
+        if line not in self._said:
+            self._said.add(line)
+            self.run.display.line(line)
 
     def take_step(self, batches: Sequence[FrameData], n_steps: int) -> None:
         """One optimizer step, schedules first.
@@ -136,18 +145,23 @@ class Session:
             n_steps: steps of an epoch.
         """
         self.schedule.set_epoch(self.epoch, self.step_in_epoch / n_steps)
-        changes = [module.advance(self.epoch, self.step) for module in self._scheduled]
-        replacements = [replacement for change in changes for replacement in change.replacements]
-        if replacements:
-            carry_over_(self.optimizer, replacements)
-            self._wrap()
+        changes = [change for module in self._scheduled if (change := module.advance(self.epoch, self.step))]
+        if changes:
+            carry_over_(self.optimizer, [replacement for change in changes for replacement in change.replacements])
+            self._scheduled = list(scheduled_modules(self.model))
+            self._step.outdated()
         self.model.before_step(self.step)
         result = self._step(batches)
-        self.stats.add(result)
+        self.stats.count(result)
         self.rasterize = result.rasterize
         self.step += 1
         self.step_in_epoch += 1
         self.run.status.step = self.step
+
+    def release(self) -> None:
+        """Let go of what only further steps need: the memory of a captured one."""
+        self.rasterize = None
+        self._step.release()
 
     def start_over(self) -> None:
         """Begin again with the next seed: weights, optimizer, loss scale, random streams, batches and log are new."""
@@ -155,6 +169,7 @@ class Session:
         if self.run.runtime.is_main:
             self.run.store.abandon_after(-1)
         self.run.runtime.barrier()
+        self.release()
         self.stats.start_over(0)
         scaler = self.run.runtime.scaler
         if scaler is not None and self._new_scaler is not None:

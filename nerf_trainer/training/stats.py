@@ -48,47 +48,68 @@ class Means:
 
 
 class MetricSums:
-    """Sums of metrics on the device; adding reads nothing back."""
+    """Sums of metrics on the device; adding reads nothing back.
+
+    Sums stay in the same memory, so that a captured step can add to them; what the host counts of each step is said
+    separately there (`count`).
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._groups: dict[tuple[str, ...], Float[Tensor, "3 n"]] = {}
+        """By names: sums of what was finite, how often it was, and how often it was to blame for a skipped step."""
+        self._used: dict[tuple[str, ...], None] = {}
         self.n_steps = 0
         """Steps added since the last read."""
-        self._in_a_row = self._zero()
-        self._skipped = self._zero()
-        self._longest = self._zero()
+        self._in_a_row, self._skipped, self._longest = self._zeros(3).unbind()
 
-    def _zero(self) -> Float[Tensor, ""]:
-        return torch.zeros((), dtype=torch.float64, device=self._device)
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self._device)
 
     def add(self, metrics: Mapping[str, Tensor], skipped: Bool[Tensor, ""] | None = None) -> None:
         """Add one step's scalars; `skipped` says whether the step left the weights alone."""
+        self.accumulate(metrics, skipped)
+        self.count(tuple(metrics))
+
+    def accumulate(self, metrics: Mapping[str, Tensor], skipped: Bool[Tensor, ""] | None = None) -> None:
+        """The device's part of `add`: in place, a dozen small kernels whatever the number of metrics."""
         names = tuple(metrics)
-        values = torch.stack([value.detach().double() for value in metrics.values()])
-        finite = values.isfinite()
-        blamed = torch.zeros_like(finite) if skipped is None else ~finite & skipped
-        terms = torch.stack([values.where(finite, 0.0), finite.double(), blamed.double()])
-        self._groups[names] = self._groups[names] + terms if names in self._groups else terms
-        self.n_steps += 1
+        if names not in self._groups:
+            self._groups[names] = self._zeros(3, len(names))
+        totals, counts, blamed = self._groups[names]
+        values = torch.stack([value.detach() for value in metrics.values()])
+        finite = values.abs() < torch.inf
+        totals.add_(values.where(finite, 0.0))
+        counts.add_(finite)
         if skipped is not None:
-            self._skipped = self._skipped + skipped
-            self._in_a_row = (self._in_a_row + 1) * skipped
-            self._longest = torch.maximum(self._longest, self._in_a_row)
+            blamed.add_(finite < skipped)  # of booleans: skipped, and not finite
+            self._skipped.add_(skipped)
+            self._in_a_row.add_(1).mul_(skipped)
+            torch.maximum(self._longest, self._in_a_row, out=self._longest)
+
+    def count(self, names: tuple[str, ...]) -> None:
+        """The host's part of `add`.
+
+        Args:
+            names: of the metrics that the step had.
+        """
+        self._used[names] = None
+        self.n_steps += 1
 
     def read(self, runtime: Runtime) -> Means:
         """The means over all ranks since the last read, in one read-back; starts the next sums."""
         skips = torch.stack([self._skipped, self._longest])
         # A rank may have had nothing to add, or other metrics: all of them sum the same groups in the same order.
-        groups = dict.fromkeys(runtime.gather_objects(list(self._groups)))
+        groups = dict.fromkeys(runtime.gather_objects(list(self._used)))
         sums = [runtime.sum_over_ranks(self._sums_of(group)) for group in groups]
         n_skipped, longest, *numbers = torch.cat([skips, *(group.T.flatten() for group in sums)]).tolist()
         names = [name for group in groups for name in group]
         found: dict[str, list[float]] = {name: [0.0, 0.0, 0.0] for name in names}
         for i, name in enumerate(names):
             found[name] = [a + b for a, b in zip(found[name], numbers[3 * i : 3 * i + 3], strict=True)]
-        self._groups = {}
-        self._skipped, self._longest = self._zero(), self._zero()
+        for zeroed in (*(self._groups[group] for group in self._used), self._skipped, self._longest):
+            zeroed.zero_()
+        self._used = {}
         n_steps, self.n_steps = self.n_steps, 0
         return Means(
             values={name: total / count if count else float("nan") for name, (total, count, _) in found.items()},
@@ -100,12 +121,11 @@ class MetricSums:
 
     def _sums_of(self, names: tuple[str, ...]) -> Float[Tensor, "3 n"]:
         """This rank's sums of a group of metrics; zeros where it has none."""
-        own = self._groups.get(names)
-        return torch.zeros(3, len(names), dtype=torch.float64, device=self._device) if own is None else own
+        return self._groups[names] if names in self._used else self._zeros(3, len(names))
 
     def state(self) -> dict[str, Any]:
         """What was summed and not read yet, as JSON."""
-        groups = [{"names": list(names), "sums": sums.tolist()} for names, sums in self._groups.items()]
+        groups = [{"names": list(names), "sums": self._groups[names].tolist()} for names in self._used]
         return {
             "n_steps": self.n_steps,
             "groups": groups,
@@ -113,11 +133,12 @@ class MetricSums:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue the sums of `state`."""
+        """Continue the sums of `state`; for before the first step."""
         make = partial(torch.tensor, dtype=torch.float64, device=self._device)
         self._groups = {tuple(group["names"]): make(group["sums"]) for group in state["groups"]}
+        self._used = dict.fromkeys(self._groups)
         self.n_steps = int(state["n_steps"])
-        self._in_a_row, self._skipped, self._longest = (make(value) for value in state["skips"])
+        self._in_a_row, self._skipped, self._longest = make(state["skips"]).unbind()
 
 
 class Reading(NamedTuple):
@@ -168,10 +189,16 @@ class Statistics:
 
     def add(self, result: StepResult) -> None:
         """Add one training step; reads nothing back."""
-        extra = {OPACITY: result.opacity}
-        if result.foreground is not None:
-            extra[FOREGROUND] = result.foreground
-        self._sums.add({**result.metrics, **extra}, result.skipped)
+        self.accumulate(result)
+        self.count(result)
+
+    def accumulate(self, result: StepResult) -> None:
+        """The device's part of `add`, which may be part of a captured step."""
+        self._sums.accumulate(_summed(result), result.skipped)
+
+    def count(self, result: StepResult) -> None:
+        """The host's part of `add`, after each step."""
+        self._sums.count(tuple(_summed(result)))
         self._timed_steps += 1
         self._timed_rays += result.n_rays * self._runtime.world_size
 
@@ -262,6 +289,12 @@ class Statistics:
         for row in read_rows(self.log.path) if self.log.path is not None else ():
             self.history.add(row)
         self._restart_interval()
+
+
+def _summed(result: StepResult) -> dict[str, Tensor]:
+    """What of a step is summed, by name."""
+    metrics = {**result.metrics, OPACITY: result.opacity}
+    return metrics if result.foreground is None else {**metrics, FOREGROUND: result.foreground}
 
 
 def blamed(means: Means) -> str:

@@ -80,7 +80,7 @@ def test_a_non_finite_step_changes_neither_weights_nor_moments(breed, foreach):
     model, step = made(model={"nan_from": 2, "nan_to": 3}, breed=breed, foreach=foreach, momentum=0.9)
     step([frame(1)])
     step([frame(2)])
-    optimizer = step._optimizer
+    optimizer = step._body._optimizer
     before = [p.detach().clone() for p in model.parameters()]
     moments = [value.clone() for state in optimizer.state.values() for value in state.values()]
     assert step([frame(3)]).skipped
