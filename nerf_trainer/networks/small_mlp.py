@@ -26,7 +26,7 @@ class SmallMLP(nn.Module):
         super().__init__()
         if min(input_dim, output_dim, hidden_dim, n_hidden) < 1:
             raise ValueError(
-                f"widths {input_dim}, {hidden_dim}, {output_dim} and {n_hidden} hidden layers; expected positive numbers"
+                f"widths {input_dim}, {hidden_dim}, {output_dim} and {n_hidden} hidden layers; expected at least 1 each"
             )
         self.widths = (input_dim, *[hidden_dim] * n_hidden, output_dim)
         n_weights = sum(n_in * n_out for n_in, n_out in zip(self.widths[:-1], self.widths[1:], strict=True))

@@ -33,7 +33,7 @@ def test_an_input_in_two_parts() -> None:
 
 
 def test_widths_are_checked() -> None:
-    with pytest.raises(ValueError, match="0 hidden layers; expected positive"):
+    with pytest.raises(ValueError, match="0 hidden layers; expected at least 1"):
         SmallMLP(3, 1, n_hidden=0)
 
 
