@@ -1,0 +1,265 @@
+"""Triton's kernel of marching: a ray a thread, empty blocks, bytes and cells crossed at once.
+
+Rays are marched twice: once to count their samples, once to write them where there is room. Products and sums are not
+contracted (`enable_fp_fusion`), so that both runs, and the twin, find the same steps.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nerf_trainer.ops.occupancy_bits import OccupiedCells
+from nerf_trainer.ops.ray_steps import BoundedRays, Steps
+
+RAYS = 32
+"""Rays of a program, one a thread: the program runs until the last of them is done."""
+LOG2_E = tl.constexpr(1.4426950408889634)
+PARALLEL = tl.constexpr(1e-20)
+INWARD = tl.constexpr(2.0**-16)
+"""How far before the face of an empty region crossing it ends, in half edges of its cascade: above what rounding moves
+a place, so that no sample beyond the face is crossed."""
+MARGIN = tl.constexpr(1.0 / 32.0)
+"""Likewise in steps, for the rounding of lengths."""
+
+
+@triton.jit
+def _bounds(o, d, size, t_in, t_out):
+    """The part of [t_in, t_out] where a ray lies between the faces of a box along one axis."""
+    parallel = tl.abs(d) < PARALLEL
+    safe = tl.where(parallel, 1.0, d)
+    low = tl.div_rn(-size - o, safe)
+    high = tl.div_rn(size - o, safe)
+    endless = tl.where(tl.abs(o) <= size, float("inf"), float("-inf"))
+    t_in = tl.maximum(t_in, tl.where(parallel, -endless, tl.minimum(low, high)))
+    t_out = tl.minimum(t_out, tl.where(parallel, endless, tl.maximum(low, high)))
+    return t_in, t_out
+
+
+@triton.jit
+def _step_of(w, step, w1, s1, w2, s2, largest, rate):
+    """The coordinate s of a distance."""
+    grown = tl.log2(tl.maximum(w, w1) * (1.0 / w1)) * (1.0 / rate) + s1
+    far = (w - w2) * (1.0 / largest) + s2
+    return tl.where(w <= w1, w * (1.0 / step), tl.where(w <= w2, grown, far))
+
+
+@triton.jit
+def _edge(i, jitter, t_in, dt, s_in, speed, step, w1, s1, w2, s2, largest, rate, CONE: tl.constexpr):
+    """The length at which step i begins."""
+    shifted = i.to(tl.float32) + jitter
+    if CONE:
+        s = s_in + shifted
+        grown = tl.exp2((tl.minimum(s, s2) - s1) * rate) * w1
+        w = tl.where(s <= s1, s * step, tl.where(s <= s2, grown, (s - s2) * largest + w2))
+        return tl.div_rn(w, speed)
+    else:
+        return t_in + shifted * dt
+
+
+@triton.jit
+def _cell(p, scale, RESOLUTION: tl.constexpr):
+    """A cell's number along one axis, from a place in the coordinates of the innermost box."""
+    half: tl.constexpr = 0.5 * RESOLUTION
+    at = (p * scale) * half + half
+    return tl.minimum(tl.maximum(at, 0.0), RESOLUTION - 1.0).to(tl.int32)
+
+
+@triton.jit
+def _inverse(d):
+    """1 / d; 0 where the ray does not move along the axis."""
+    parallel = tl.abs(d) < PARALLEL
+    return tl.where(parallel, 0.0, 1.0 / tl.where(parallel, 1.0, d))
+
+
+@triton.jit
+def _exit(cell, edge, o, inverse, size, RESOLUTION: tl.constexpr):
+    """The length at which a ray leaves, along one axis, the empty region of `edge` cells around a cell."""
+    low = cell & -edge
+    forward = inverse > 0.0
+    face = tl.where(forward, low + edge, low).to(tl.float32) * (2.0 / RESOLUTION) - 1.0
+    face = tl.where(forward, face - INWARD, face + INWARD)
+    return tl.where(inverse == 0.0, float("inf"), (face * size - o) * inverse)
+
+
+@triton.jit(do_not_specialize=["n_rays", "most"])
+def march_kernel(
+    origins,
+    directions,
+    near,
+    far,
+    jitter,
+    bits,
+    blocks,
+    first,
+    count,
+    starts,
+    ends,
+    ray_index,
+    n_rays,
+    most,
+    center_x,
+    center_y,
+    center_z,
+    per_x,
+    per_y,
+    per_z,
+    step,
+    w1,
+    s1,
+    w2,
+    s2,
+    largest,
+    rate,
+    reach,
+    CASCADES: tl.constexpr,
+    RESOLUTION: tl.constexpr,
+    CONTRACTED: tl.constexpr,
+    CONE: tl.constexpr,
+    WRITE: tl.constexpr,
+    RAYS: tl.constexpr,
+):
+    ray = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
+    active = ray < n_rays
+    world_x = tl.load(directions + 3 * ray, mask=active, other=0.0)
+    world_y = tl.load(directions + 3 * ray + 1, mask=active, other=0.0)
+    world_z = tl.load(directions + 3 * ray + 2, mask=active, other=0.0)
+    ox = (tl.load(origins + 3 * ray, mask=active, other=0.0) - center_x) * per_x
+    oy = (tl.load(origins + 3 * ray + 1, mask=active, other=0.0) - center_y) * per_y
+    oz = (tl.load(origins + 3 * ray + 2, mask=active, other=0.0) - center_z) * per_z
+    dx, dy, dz = world_x * per_x, world_y * per_y, world_z * per_z
+    u = tl.load(jitter + ray, mask=active, other=0.0)
+    t_in = tl.load(near + ray, mask=active, other=0.0)
+    t_out = tl.load(far + ray, mask=active, other=0.0)
+    t_in, t_out = _bounds(ox, dx, reach, t_in, t_out)
+    t_in, t_out = _bounds(oy, dy, reach, t_in, t_out)
+    t_in, t_out = _bounds(oz, dz, reach, t_in, t_out)
+    speed = tl.sqrt_rn((world_x * world_x + world_y * world_y) + world_z * world_z)
+    active = active & (t_in < t_out) & (speed > 0.0)
+    speed = tl.where(active, speed, 1.0)
+    t_in = tl.where(active, t_in, 0.0)
+    dt = tl.div_rn(step, speed)
+    per_dt = 1.0 / dt
+    per_dx, per_dy, per_dz = _inverse(dx), _inverse(dy), _inverse(dz)
+    s_in = t_in
+    if CONE:
+        s_in = _step_of(t_in * speed, step, w1, s1, w2, s2, largest, rate)
+
+    limit = tl.zeros([RAYS], tl.int32) + most
+    place = ray
+    if WRITE:
+        limit = tl.load(count + ray, mask=active, other=0)
+        place = tl.load(first + ray, mask=active, other=0)
+        active = active & (limit > 0)
+    i = tl.zeros([RAYS], tl.int32)
+    n = tl.zeros([RAYS], tl.int32)
+    while tl.max(active.to(tl.int32), axis=0) > 0:
+        start = _edge(i, u, t_in, dt, s_in, speed, step, w1, s1, w2, s2, largest, rate, CONE)
+        end = _edge(i + 1, u, t_in, dt, s_in, speed, step, w1, s1, w2, s2, largest, rate, CONE)
+        t = 0.5 * (start + end)
+        active = active & (t < t_out)
+        t = tl.where(active, t, 0.0)
+        px, py, pz = ox + t * dx, oy + t * dy, oz + t * dz
+        farthest = tl.maximum(tl.maximum(tl.abs(px), tl.abs(py)), tl.abs(pz))
+        cascade = tl.zeros([RAYS], tl.int32)
+        scale = tl.full([RAYS], 1.0, tl.float32)
+        size = tl.full([RAYS], 1.0, tl.float32)
+        if CONTRACTED:
+            r = tl.maximum(farthest, 1.0)
+            scale = 0.5 * tl.div_rn(2.0 - tl.div_rn(1.0, r), r)
+            size = tl.full([RAYS], 2.0, tl.float32)
+        for k in tl.static_range(1, CASCADES):  # pyright: ignore[reportGeneralTypeIssues]
+            outside = farthest > 1.0 * 2 ** (k - 1)
+            cascade += outside.to(tl.int32)
+            scale = tl.where(outside, 1.0 / 2**k, scale)
+            size = tl.where(outside, 1.0 * 2**k, size)
+        x, y, z = _cell(px, scale, RESOLUTION), _cell(py, scale, RESOLUTION), _cell(pz, scale, RESOLUTION)
+        half: tl.constexpr = RESOLUTION // 2
+        eighth: tl.constexpr = RESOLUTION // 8
+        in_block = ((cascade * eighth + (x >> 3)) * eighth + (y >> 3)) * eighth + (z >> 3)
+        in_bits = ((cascade * half + (x >> 1)) * half + (y >> 1)) * half + (z >> 1)
+        block = tl.load(blocks + in_block, mask=active, other=0).to(tl.int32)
+        byte = tl.load(bits + in_bits, mask=active, other=0).to(tl.int32)
+        bit = (x & 1) * 4 + (y & 1) * 2 + (z & 1)
+        kept = active & (((byte >> bit) & 1) != 0)
+        if WRITE:
+            tl.store(starts + place + n, start, mask=kept)
+            tl.store(ends + place + n, end, mask=kept)
+            tl.store(ray_index + place + n, ray, mask=kept)
+        n += kept.to(tl.int32)
+        active = active & (n < limit)
+        edge = tl.where(block == 0, 8, tl.where(byte == 0, 2, 1))
+        t_exit = tl.minimum(
+            tl.minimum(_exit(x, edge, ox, per_dx, size, RESOLUTION), _exit(y, edge, oy, per_dy, size, RESOLUTION)),
+            _exit(z, edge, oz, per_dz, size, RESOLUTION),
+        )
+        # A step is crossed where its midpoint lies before the exit: without a cone that is half a step behind its
+        # start; with one somewhat more, so that its end is asked for.
+        if CONE:
+            ahead = _step_of(t_exit * speed, step, w1, s1, w2, s2, largest, rate) - s_in - u - MARGIN
+        else:
+            ahead = (t_exit - t_in) * per_dt - u + (0.5 - MARGIN)
+        if CONTRACTED:  # outside of the box a ray is no straight line through the cells
+            ahead = tl.where(farthest > 1.0, 0.0, ahead)
+        crossed = tl.minimum(tl.maximum(ahead, 0.0), 1e9).to(tl.int32)
+        i = tl.where(kept, i + 1, tl.maximum(i + 1, crossed))
+    if not WRITE:
+        tl.store(count + ray, n, mask=ray < n_rays)
+
+
+def count_samples(rays: BoundedRays, cells: OccupiedCells, steps: Steps) -> Int[Tensor, "R"]:
+    """How many samples each ray has, int32."""
+    count = torch.empty_like(rays.near, dtype=torch.int32)
+    unused = rays.near
+    _launch(rays, cells, steps, (count, count, unused, unused, count), False)
+    return count
+
+
+def write_samples(
+    rays: BoundedRays,
+    cells: OccupiedCells,
+    steps: Steps,
+    first: Int[Tensor, "R"],
+    count: Int[Tensor, "R"],
+    length: int,
+) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"], Int[Tensor, "M"]]:
+    """Starts, ends and rays of the samples in a row of `length`, each ray's from `first` on."""
+    starts, ends = torch.zeros(2, length, device=rays.near.device).unbind()
+    ray_index = torch.full_like(starts, len(rays.near), dtype=torch.int32)
+    _launch(rays, cells, steps, (first, count, starts, ends, ray_index), True)
+    return starts, ends, ray_index
+
+
+def _launch(rays: BoundedRays, cells: OccupiedCells, steps: Steps, outputs: tuple[Tensor, ...], write: bool) -> None:
+    n_rays = len(rays.near)
+    if n_rays == 0:
+        return
+    cone = steps.cone_angle > 0.0
+    bends = steps.bends() if cone else (1.0, 1.0, 1.0, 1.0)
+    launch: Any = march_kernel[(triton.cdiv(n_rays, RAYS),)]
+    launch(
+        *rays,
+        cells.bits,
+        cells.blocks,
+        *outputs,
+        n_rays,
+        steps.most,
+        *cells.center,
+        *(2.0 / extent for extent in cells.extents),
+        steps.step,
+        *bends,
+        steps.largest if cone else 1.0,
+        steps.cone_angle * LOG2_E.value,
+        cells.reach,
+        CASCADES=cells.n_cascades,
+        RESOLUTION=cells.resolution,
+        CONTRACTED=cells.contracted,
+        CONE=cone,
+        WRITE=write,
+        RAYS=RAYS,
+        num_warps=1,
+        enable_fp_fusion=False,
+    )
