@@ -23,6 +23,7 @@ from nerf_trainer.errors import CheckpointError, ConfigError, UserError
 from nerf_trainer.evaluation.evaluator import lpips_net
 from nerf_trainer.evaluation.summaries import metric_label
 from nerf_trainer.models.base import ImplicitronModelBase
+from nerf_trainer.ops.backend import Kernels
 from nerf_trainer.training import run_config, world_frame
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.interruption import RunStoppedError
@@ -66,6 +67,8 @@ class Experiment(Configurable):
     """Use deterministic algorithms on the GPU too; an operation that has none is an error."""
     precision: Precision = Precision.fp32
     """fp32, tf32, bf16 or fp16."""
+    kernels: Kernels = Kernels.auto
+    """What fast operations run: triton (its kernels, on CUDA devices), torch, or auto, Triton's where they can run."""
     plugins: tuple[str, ...] = ()
     """Modules to import before the configuration is read: what they register can be chosen."""
     on_conflict: OnConflict = OnConflict.error
@@ -100,7 +103,7 @@ class Experiment(Configurable):
             UserError: the data, the folder, a checkpoint or the training itself is at fault.
         """
         started = time.monotonic()
-        runtime = Runtime(self.seed, self.precision, self.deterministic, self.detect_anomaly)
+        runtime = Runtime(self.seed, self.precision, self.deterministic, self.detect_anomaly, self.kernels)
         display = Display(runtime.is_main)
         text = run_config.to_text(config) if config is not None else None
         for notice in run_config.without_effect(config, words or ()) if config is not None else ():
@@ -234,7 +237,7 @@ class Experiment(Configurable):
         facts = [
             f"nerf_trainer {__version__}",
             run.runtime.device_name,
-            self.precision.name,
+            f"{self.precision.name}, {run.runtime.kernels_name}",
             f"{n_parameters:,} parameters",
             _views(datasets),
             f"{begins} in {run.exp_dir}",

@@ -33,6 +33,7 @@ from nerf_trainer.errors import (
 )
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
+from nerf_trainer.ops.backend import Kernels
 from nerf_trainer.training.interruption import StopSignals
 from nerf_trainer.training.progress import Display, tracked
 from nerf_trainer.training.runtime import Precision, Runtime
@@ -90,6 +91,8 @@ class VisualizeConfig(Configurable):
     """Render with what was known at the end of this epoch (from 0); -1: the newest checkpoint."""
     precision: Precision | None = None
     """fp32, tf32, bf16 or fp16; null: the run's on a GPU, fp32 elsewhere."""
+    kernels: Kernels = Kernels.auto
+    """What fast operations run: triton (its kernels, on CUDA devices), torch, or auto, Triton's where they can run."""
     visdom_show_preds: bool = False
     """Show each frame on a visdom server."""
     visdom_server: str = "http://127.0.0.1"
@@ -124,7 +127,7 @@ class VisualizeConfig(Configurable):
         started = time.monotonic()
         folder = Path(self.exp_dir).expanduser()
         saved = SavedRun(folder)
-        runtime = Runtime(saved.seed, self._precision(saved))
+        runtime = Runtime(saved.seed, self._precision(saved), kernels=self.kernels)
         if not runtime.is_main:
             return ()
         display = Display()
@@ -135,7 +138,7 @@ class VisualizeConfig(Configurable):
         model = model.to(runtime.device)
         output = Path(self.output_directory).expanduser() if self.output_directory else folder / "video"
         display.line(
-            f"{folder} at step {step} | {runtime.device_name} | {runtime.precision.name} | "
+            f"{folder} at step {step} | {runtime.device_name} | {runtime.precision.name}, {runtime.kernels_name} | "
             f"{self.n_eval_cameras} views on a path"
         )
         written: list[Path] = []

@@ -21,7 +21,7 @@ FILE_NAME = "expconfig.yaml"
 
 _FREE = re.compile(
     r"(^|\.)(exp_dir|plugins|on_conflict|eval_only|max_epochs|test_when_finished|resume|resume_epoch|force_resume"
-    r"|detect_anomaly|test_interval|validation_interval|metric_print_interval|visualize_interval|visdom_\w+"
+    r"|detect_anomaly|capture_step|kernels|test_interval|validation_interval|metric_print_interval|visualize_interval|visdom_\w+"
     r"|store_checkpoints\w*|checkpoint_interval|checkpoint_seconds|evaluator_\w+|num_workers|chunk_size_grid|hydra"
     r"|tqdm_trigger_threshold|lpips_\w+)(\.|$)"
 )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nerf_trainer.errors import CheckpointError, ConfigError, StorageError
+from nerf_trainer.ops.backend import Kernels, choose_kernels, has_triton, is_interpreted, uses_triton
 from nerf_trainer.randomness import derive_seed
 
 
@@ -47,9 +48,10 @@ class Runtime:
         precision: of training steps and of evaluation.
         deterministic: ask torch for deterministic algorithms; an operation without one is an error that names it.
         detect_anomaly: let autograd name the operation that made a NaN; slow.
+        kernels: what fast ops of this process run from now on.
 
     Raises:
-        ConfigError: fp16 without a CUDA device.
+        ConfigError: fp16 without a CUDA device, or kernels that can't run here.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Runtime:
         precision: Precision = Precision.fp32,
         deterministic: bool = False,
         detect_anomaly: bool = False,
+        kernels: Kernels = Kernels.auto,
     ) -> None:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -70,6 +73,8 @@ class Runtime:
         self.seed = seed
         self.precision = precision
         self.accelerator = _accelerator(precision)
+        _check_kernels(kernels, self.device)
+        choose_kernels(kernels)
         seed_everything(seed, self.rank)
 
     @property
@@ -98,6 +103,11 @@ class Runtime:
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)} ({self.device})"
         return f"CPU ({torch.get_num_threads()} threads)"
+
+    @property
+    def kernels_name(self) -> str:
+        """What fast ops run, in a reader's words."""
+        return "Triton kernels" if uses_triton(torch.empty(0, device=self.device)) else "plain torch"
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context that a forward runs in."""
@@ -212,6 +222,17 @@ def _accelerator(precision: Precision) -> Accelerator:
         # A sweep runs its jobs in one process, and each may choose another precision.
         AcceleratorState._reset_state()
     return Accelerator(mixed_precision=mixed, device_placement=False, cpu=use_cpu)
+
+
+def _check_kernels(kernels: Kernels, device: torch.device) -> None:
+    """Refuse to be asked for Triton's kernels where there are none."""
+    if kernels is not Kernels.triton or is_interpreted():
+        return
+    expected = "expected a CUDA device with Triton, which torch's CUDA builds bring; set kernels=auto"
+    if not has_triton():
+        raise ConfigError(f"kernels: triton, but found no Triton; {expected}")
+    if device.type != "cuda":
+        raise ConfigError(f"kernels: triton, but found no CUDA device; {expected}")
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
