@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerf_trainer.config import Configurable
+from nerf_trainer.ops.harmonic import harmonics
 
 
 class HarmonicEmbedding(Configurable, torch.nn.Module):
@@ -37,19 +38,25 @@ class HarmonicEmbedding(Configurable, torch.nn.Module):
         """Width of the embedding of inputs with `input_dim` coordinates."""
         return input_dim * (2 * self.n_harmonic_functions + int(self.append_input))
 
-    def forward(self, x: Float[Tensor, "*n D"], variance: Float[Tensor, "*n D"] | None = None) -> Float[Tensor, "*n E"]:
+    def forward(
+        self,
+        x: Float[Tensor, "*n D"],
+        variance: Float[Tensor, "*n D"] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "*n E"]:
         """Embed in float32: the highest phases have no room for rounding.
 
         Args:
             x: what is embedded; the means of Gaussians where there is a `variance`.
             variance: of the Gaussians along each coordinate, at least 0; None embeds points.
+            dtype: what the result is rounded to, where products in less than float32 are all that follows.
         """
+        if variance is None:
+            return harmonics(x, self._frequencies, self.append_input, dtype)
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             phases = (x[..., None] * self._frequencies).flatten(-2)
-            parts = [phases.sin(), phases.cos()]
-            if variance is not None:
-                halved = (variance.float()[..., None] * (0.5 * self._frequencies.square())).flatten(-2)
-                kept = (-halved).exp()
-                parts = [part * kept for part in parts]
-            return torch.cat([*parts, x] if self.append_input else parts, dim=-1)
+            halved = (variance.float()[..., None] * (0.5 * self._frequencies.square())).flatten(-2)
+            kept = (-halved).exp()
+            parts = [phases.sin() * kept, phases.cos() * kept]
+            return torch.cat([*parts, x] if self.append_input else parts, dim=-1).to(dtype)
