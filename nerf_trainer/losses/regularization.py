@@ -11,7 +11,7 @@ from nerf_trainer.config import ReplaceableBase, registry
 from nerf_trainer.fields.base import ImplicitFunctionBase
 from nerf_trainer.losses import functions
 from nerf_trainer.losses.weights import stage_names
-from nerf_trainer.renderers.base import SDF_GRADIENTS, RendererOutput
+from nerf_trainer.renderers.base import DISTORTION, SDF_GRADIENTS, RendererOutput
 
 PART_NAMES = ("density_tv", "autodecoder_norm")
 """What the parts of this package may say of their parameters."""
@@ -48,12 +48,14 @@ class RegularizationMetricsBase(ReplaceableBase, torch.nn.Module):
         parts: Sequence[ModelPart] = (),
         *,
         sdf: bool = False,
+        distortion: bool = False,
         n_prev_stages: int = 0,
     ) -> tuple[str, ...]:
         """The names that a forward of these parts produces.
 
         Args:
             sdf: whether the renderer gives gradients of a signed distance.
+            distortion: whether it gives the spread of rays' weights.
             n_prev_stages: how many coarser passes there are.
         """
 
@@ -61,7 +63,8 @@ class RegularizationMetricsBase(ReplaceableBase, torch.nn.Module):
 @registry.register
 class RegularizationMetrics(RegularizationMetricsBase):
     """`density_tv`, `autodecoder_norm` and whatever else fields and the global encoder say of their parameters, summed
-    over them; `eikonal` where the renderer gives gradients; `depth_neg_penalty`.
+    over them; `eikonal` where the renderer gives gradients, `distortion` where it gives the spread of weights;
+    `depth_neg_penalty`.
     """
 
     def forward(
@@ -80,6 +83,8 @@ class RegularizationMetrics(RegularizationMetricsBase):
                 losses[prefix + "depth_neg_penalty"] = functions.depth_negative(stage.depths)
             if SDF_GRADIENTS in stage.extras and is_wanted(prefix + "eikonal"):
                 losses[prefix + "eikonal"] = functions.eikonal(stage.extras[SDF_GRADIENTS])
+            if DISTORTION in stage.extras and is_wanted(prefix + "distortion"):
+                losses[prefix + "distortion"] = functions.weighted_mean(stage.extras[DISTORTION], stage.valid)
             stage, prefix = stage.prev_stage, prefix + "prev_stage_"
         for name, compute in ((n, c) for part in parts for n, c in part.regularization().items()):
             if is_wanted("loss_" + name):
@@ -88,7 +93,7 @@ class RegularizationMetrics(RegularizationMetricsBase):
         return losses
 
     def known_names(self, parts: Sequence[ModelPart] = ()) -> tuple[str, ...]:
-        names = self.producible_names(parts, sdf=True)
+        names = self.producible_names(parts, sdf=True, distortion=True)
         return tuple(dict.fromkeys((*names, *stage_names(PART_NAMES))))
 
     def producible_names(
@@ -96,8 +101,9 @@ class RegularizationMetrics(RegularizationMetricsBase):
         parts: Sequence[ModelPart] = (),
         *,
         sdf: bool = False,
+        distortion: bool = False,
         n_prev_stages: int = 0,
     ) -> tuple[str, ...]:
         of_parts = dict.fromkeys(name for part in parts for name in part.regularization())
-        of_stages = ["depth_neg_penalty", *(["eikonal"] if sdf else [])]
+        of_stages = ["depth_neg_penalty", *(["eikonal"] if sdf else []), *(["distortion"] if distortion else [])]
         return (*stage_names(of_stages, n_prev_stages), *stage_names(list(of_parts)))

@@ -98,10 +98,9 @@ class GenericModel(RayModel):
     def passes(self) -> Sequence[ImplicitFunctionBase]:
         return as_fields(self._fields)
 
-    @property
-    def capturable(self) -> bool:
+    def not_capturable(self) -> str | None:
         """Source views come from the host with each batch, and their sizes and sequences are looked at there."""
-        return super().capturable and self._pooler is None
+        return super().not_capturable() or (None if self._pooler is None else type(self._pooler).__name__)
 
     @property
     def looks_at_source_views(self) -> bool:

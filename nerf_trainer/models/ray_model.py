@@ -83,15 +83,16 @@ class RayModel(ImplicitronModelBase):
 
     def __post_init__(self) -> None:
         self._check_options()
+        self._wanted = {*self.log_vars, *(name for name, weight in self.loss_weights.items() if weight != 0)}
         self._renderer = self.renderer(
             spec=RendererSpec(
                 color_dim=self.render_features_dimensions,
                 scene_radius=self.raysampler.scene_radius,
                 scene_center=self.raysampler.sphere_center,
+                distortion="loss_distortion" in self._wanted,
             )
         )
         self._background_draws = RandomStream("background")
-        self._wanted = {*self.log_vars, *(name for name, weight in self.loss_weights.items() if weight != 0)}
         self._bg_color = torch.nn.Buffer(torch.tensor(self.bg_color), persistent=False)
 
     def _check_options(self) -> None:
@@ -198,6 +199,7 @@ class RayModel(ImplicitronModelBase):
             wanted=wanted,
         )
         metrics |= self.regularization_metrics(rendered, self._parts(), wanted)
+        metrics |= {name: value for name, value in rendered.statistics.items() if wanted is None or name in wanted}
         objective = weigh(metrics, self.loss_weights)
         if objective is not None:
             metrics["objective"] = objective
@@ -352,9 +354,12 @@ class RayModel(ImplicitronModelBase):
             n_prev_stages=n_prev_stages,
         )
         of_model = self.regularization_metrics.producible_names(
-            self._parts(), sdf=self._renderer.gives_gradients, n_prev_stages=n_prev_stages
+            self._parts(),
+            sdf=self._renderer.gives_gradients,
+            distortion=self._renderer.gives_distortion,
+            n_prev_stages=n_prev_stages,
         )
-        return {*of_views, *of_model}
+        return {*of_views, *of_model, *self._renderer.statistics_names}
 
     def learn_sequences(self, names: Sequence[str]) -> None:
         if self.global_encoder is not None:
@@ -371,6 +376,8 @@ class RayModel(ImplicitronModelBase):
 
     def learn_views(self, views: Callable[[], Cameras]) -> None:
         self.raysampler.learn_views(views)
+        if self.raysampler.lengths_are_metric:
+            self._renderer.learn_views(views)
 
     def _distinct_fields(self) -> tuple[ImplicitFunctionBase, ...]:
         return tuple(dict.fromkeys(self.passes()))
@@ -382,6 +389,9 @@ class RayModel(ImplicitronModelBase):
 
     @property
     def capturable(self) -> bool:
+        return self.not_capturable() is None
+
+    def not_capturable(self) -> str | None:
         encoder = self.global_encoder
-        around = (self.raysampler, self._renderer, *(() if encoder is None else (encoder,)))
-        return all(part.capturable for part in around) and all(field.capturable for field in self.passes())
+        parts = (self.raysampler, *(() if encoder is None else (encoder,)), self._renderer, *self.passes())
+        return next((type(part).__name__ for part in parts if not part.capturable), None)

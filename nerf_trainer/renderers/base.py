@@ -1,7 +1,7 @@
 """What every renderer takes and returns."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Optional
@@ -10,12 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import ReplaceableBase, runtime
 from nerf_trainer.fields.base import BoundField, ImplicitFunctionBase
 from nerf_trainer.rays.bundle import RayBundle
 
 SDF_GRADIENTS = "gradients"
 """Name among a render's extras of the gradients (*points 3) of a signed distance at points of the renderer's choice."""
+
+DISTORTION = "distortion"
+"""Name among a render's extras of how far the weights of each ray are spread, (*rays 1)."""
 
 
 class EvaluationMode(Enum):
@@ -35,6 +39,8 @@ class RendererSpec:
     """Radius of the sphere around the scene, world units, where the ray sampler knows one."""
     scene_center: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Centre of that sphere, world units."""
+    distortion: bool = False
+    """Whether the spread of rays' weights is wanted among the extras while training, under `DISTORTION`."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class RendererOutput:
     others out."""
     extras: dict[str, Tensor] = field(default_factory=dict)
     """Named additions of a renderer (per sample or per ray), for its own losses."""
+    statistics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """Named scalars of a training render, on the device, for logs: those of `BaseRenderer.statistics_names`."""
 
 
 class BaseRenderer(ReplaceableBase, torch.nn.Module):
@@ -96,6 +104,23 @@ class BaseRenderer(ReplaceableBase, torch.nn.Module):
             step: the training step to come, from 0.
             fields: the field of each pass, coarsest first, bound to no batch.
         """
+
+    def learn_views(self, views: Callable[[], Cameras]) -> None:
+        """Told once before training, after a checkpoint is loaded, where samples lie in the world.
+
+        Args:
+            views: gives the training views, in host memory; called only where they are needed.
+        """
+
+    @property
+    def statistics_names(self) -> tuple[str, ...]:
+        """The names of the statistics that a training render has."""
+        return ()
+
+    @property
+    def gives_distortion(self) -> bool:
+        """Whether a training render has the spread of rays' weights in its extras where the spec asks for it."""
+        return False
 
     @property
     def gives_gradients(self) -> bool:

@@ -24,7 +24,7 @@ from nerf_trainer.losses.regularization import RegularizationMetrics
 from nerf_trainer.models.generic import GenericModel
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.samplers import AdaptiveRaySampler
-from nerf_trainer.renderers.base import SDF_GRADIENTS, RendererOutput
+from nerf_trainer.renderers.base import DISTORTION, SDF_GRADIENTS, RendererOutput
 from nerf_trainer.training.metrics_log import read_rows
 from tests.recipe_kit import LOADER, LOOP, MODEL, ONE_STEP, Compose, chosen
 from tests.scene_kit import orbit
@@ -78,6 +78,15 @@ def test_every_term():
     assert fields[1].parameter.grad == 2 * 5.0
 
 
+def test_distortion_is_the_mean_over_the_rays_that_were_rendered():
+    spread = torch.tensor([[[0.5], [0.25], [7.0]]])
+    seen = replace(rendered(1.0, 1.0, 1.0), extras={DISTORTION: spread})
+    assert RegularizationMetrics()(seen)["loss_distortion"].item() == pytest.approx(7.75 / 3)
+    seen = replace(seen, valid=torch.tensor([[[1.0], [1.0], [0.0]]]))
+    assert RegularizationMetrics()(seen)["loss_distortion"].item() == pytest.approx(0.75 / 2)
+    assert "loss_distortion" in RegularizationMetrics().producible_names(distortion=True)
+
+
 def test_names_are_those_that_come():
     metrics, field = RegularizationMetrics(), Smooth(spec=FieldSpec())
     losses = metrics(replace(rendered(1.0), prev_stage=rendered(1.0)), [field])
@@ -87,7 +96,8 @@ def test_names_are_those_that_come():
 
 def test_known_names_hold_what_no_field_here_gives():
     known = RegularizationMetrics().known_names()
-    assert set(known) == {"loss_depth_neg_penalty", "loss_eikonal", "loss_density_tv", "loss_autodecoder_norm"}
+    of_rendering = {"loss_depth_neg_penalty", "loss_eikonal", "loss_distortion"}
+    assert set(known) == {*of_rendering, "loss_density_tv", "loss_autodecoder_norm"}
     assert "loss_mine" in RegularizationMetrics().known_names([Smooth(spec=FieldSpec())])
 
 
