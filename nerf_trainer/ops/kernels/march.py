@@ -3,8 +3,7 @@
 Rays are marched twice: once to count their samples, once to write them where there is room. Products and sums are not
 contracted (`enable_fp_fusion`), so that both runs, and the twin, find the same steps.
 """
-
-from typing import Any
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
 
 import torch
 import triton
@@ -27,31 +26,54 @@ MARGIN = tl.constexpr(1.0 / 32.0)
 
 
 @triton.jit
-def _bounds(o, d, size, t_in, t_out):
+def _bounds(o, d, reach, t_in, t_out):
     """The part of [t_in, t_out] where a ray lies between the faces of a box along one axis."""
     parallel = tl.abs(d) < PARALLEL
     safe = tl.where(parallel, 1.0, d)
-    low = tl.div_rn(-size - o, safe)
-    high = tl.div_rn(size - o, safe)
-    endless = tl.where(tl.abs(o) <= size, float("inf"), float("-inf"))
+    low = tl.div_rn(-reach - o, safe)
+    high = tl.div_rn(reach - o, safe)
+    endless = tl.where(tl.abs(o) <= reach, float("inf"), float("-inf"))
     t_in = tl.maximum(t_in, tl.where(parallel, -endless, tl.minimum(low, high)))
     t_out = tl.minimum(t_out, tl.where(parallel, endless, tl.maximum(low, high)))
     return t_in, t_out
 
 
 @triton.jit
-def _step_of(w, step, w1, s1, w2, s2, largest, rate):
+def _load(rays, box, ray, active):
+    """Origin and direction in the coordinates of the innermost box, world units per length, shift, entry and exit."""
+    origins, directions, near, far, jitter = rays
+    center_x, center_y, center_z, per_x, per_y, per_z, reach = box
+    dx = tl.load(directions + 3 * ray, mask=active, other=0.0)
+    dy = tl.load(directions + 3 * ray + 1, mask=active, other=0.0)
+    dz = tl.load(directions + 3 * ray + 2, mask=active, other=0.0)
+    speed = tl.sqrt_rn((dx * dx + dy * dy) + dz * dz)
+    ox = (tl.load(origins + 3 * ray, mask=active, other=0.0) - center_x) * per_x
+    oy = (tl.load(origins + 3 * ray + 1, mask=active, other=0.0) - center_y) * per_y
+    oz = (tl.load(origins + 3 * ray + 2, mask=active, other=0.0) - center_z) * per_z
+    dx, dy, dz = dx * per_x, dy * per_y, dz * per_z
+    t_in = tl.load(near + ray, mask=active, other=0.0)
+    t_out = tl.load(far + ray, mask=active, other=0.0)
+    t_in, t_out = _bounds(ox, dx, reach, t_in, t_out)
+    t_in, t_out = _bounds(oy, dy, reach, t_in, t_out)
+    t_in, t_out = _bounds(oz, dz, reach, t_in, t_out)
+    return (ox, oy, oz), (dx, dy, dz), speed, tl.load(jitter + ray, mask=active, other=0.0), t_in, t_out
+
+
+@triton.jit
+def _step_of(w, spacing):
     """The coordinate s of a distance."""
+    step, w1, s1, w2, s2, largest, rate = spacing
     grown = tl.log2(tl.maximum(w, w1) * (1.0 / w1)) * (1.0 / rate) + s1
     far = (w - w2) * (1.0 / largest) + s2
     return tl.where(w <= w1, w * (1.0 / step), tl.where(w <= w2, grown, far))
 
 
 @triton.jit
-def _edge(i, jitter, t_in, dt, s_in, speed, step, w1, s1, w2, s2, largest, rate, CONE: tl.constexpr):
+def _edge(i, shift, t_in, dt, s_in, speed, spacing, CONE: tl.constexpr):
     """The length at which step i begins."""
-    shifted = i.to(tl.float32) + jitter
+    shifted = i.to(tl.float32) + shift
     if CONE:
+        step, w1, s1, w2, s2, largest, rate = spacing
         s = s_in + shifted
         grown = tl.exp2((tl.minimum(s, s2) - s1) * rate) * w1
         w = tl.where(s <= s1, s * step, tl.where(s <= s2, grown, (s - s2) * largest + w2))
@@ -66,6 +88,39 @@ def _cell(p, scale, RESOLUTION: tl.constexpr):
     half: tl.constexpr = 0.5 * RESOLUTION
     at = (p * scale) * half + half
     return tl.minimum(tl.maximum(at, 0.0), RESOLUTION - 1.0).to(tl.int32)
+
+
+@triton.jit
+def _look_up(cells, place, active, CASCADES: tl.constexpr, RESOLUTION: tl.constexpr, CONTRACTED: tl.constexpr):
+    """The cell of a place, half an edge of its cascade, whether it is occupied, and how many cells across around it
+    are all empty; 0 where rays are no straight lines through the cells."""
+    bits, blocks = cells
+    px, py, pz = place
+    farthest = tl.maximum(tl.maximum(tl.abs(px), tl.abs(py)), tl.abs(pz))
+    cascade = tl.zeros_like(px).to(tl.int32)
+    scale = tl.zeros_like(px) + 1.0
+    size = scale
+    if CONTRACTED:
+        r = tl.maximum(farthest, 1.0)
+        scale = 0.5 * tl.div_rn(2.0 - tl.div_rn(1.0, r), r)
+        size = 2.0 * size
+    for k in tl.static_range(1, CASCADES):
+        outside = farthest > 1.0 * 2 ** (k - 1)
+        cascade += outside.to(tl.int32)
+        scale = tl.where(outside, 1.0 / 2**k, scale)
+        size = tl.where(outside, 1.0 * 2**k, size)
+    x, y, z = _cell(px, scale, RESOLUTION), _cell(py, scale, RESOLUTION), _cell(pz, scale, RESOLUTION)
+    half: tl.constexpr = RESOLUTION // 2
+    eighth: tl.constexpr = RESOLUTION // 8
+    in_block = ((cascade * eighth + (x >> 3)) * eighth + (y >> 3)) * eighth + (z >> 3)
+    in_bits = ((cascade * half + (x >> 1)) * half + (y >> 1)) * half + (z >> 1)
+    block = tl.load(blocks + in_block, mask=active, other=0)
+    byte = tl.load(bits + in_bits, mask=active, other=0).to(tl.int32)
+    bit = (x & 1) * 4 + (y & 1) * 2 + (z & 1)
+    edge = tl.where(block == 0, 8, tl.where(byte == 0, 2, 1))
+    if CONTRACTED:
+        edge = tl.where(farthest > 1.0, 0, edge)
+    return (x, y, z), size, active & (((byte >> bit) & 1) != 0), edge
 
 
 @triton.jit
@@ -85,36 +140,26 @@ def _exit(cell, edge, o, inverse, size, RESOLUTION: tl.constexpr):
     return tl.where(inverse == 0.0, float("inf"), (face * size - o) * inverse)
 
 
+@triton.jit
+def _first_beyond(cell, edge, origin, inverse, size, RESOLUTION: tl.constexpr):
+    """The length at which a ray leaves the empty region of `edge` cells around a cell."""
+    x = _exit(cell[0], edge, origin[0], inverse[0], size, RESOLUTION)
+    y = _exit(cell[1], edge, origin[1], inverse[1], size, RESOLUTION)
+    z = _exit(cell[2], edge, origin[2], inverse[2], size, RESOLUTION)
+    return tl.minimum(tl.minimum(x, y), z)
+
+
 @triton.jit(do_not_specialize=["n_rays", "most"])
 def march_kernel(
-    origins,
-    directions,
-    near,
-    far,
-    jitter,
-    bits,
-    blocks,
+    rays,
+    box,
+    spacing,
+    cells,
     first,
     count,
-    starts,
-    ends,
-    ray_index,
+    samples,
     n_rays,
     most,
-    center_x,
-    center_y,
-    center_z,
-    per_x,
-    per_y,
-    per_z,
-    step,
-    w1,
-    s1,
-    w2,
-    s2,
-    largest,
-    rate,
-    reach,
     CASCADES: tl.constexpr,
     RESOLUTION: tl.constexpr,
     CONTRACTED: tl.constexpr,
@@ -124,87 +169,42 @@ def march_kernel(
 ):
     ray = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
     active = ray < n_rays
-    world_x = tl.load(directions + 3 * ray, mask=active, other=0.0)
-    world_y = tl.load(directions + 3 * ray + 1, mask=active, other=0.0)
-    world_z = tl.load(directions + 3 * ray + 2, mask=active, other=0.0)
-    ox = (tl.load(origins + 3 * ray, mask=active, other=0.0) - center_x) * per_x
-    oy = (tl.load(origins + 3 * ray + 1, mask=active, other=0.0) - center_y) * per_y
-    oz = (tl.load(origins + 3 * ray + 2, mask=active, other=0.0) - center_z) * per_z
-    dx, dy, dz = world_x * per_x, world_y * per_y, world_z * per_z
-    u = tl.load(jitter + ray, mask=active, other=0.0)
-    t_in = tl.load(near + ray, mask=active, other=0.0)
-    t_out = tl.load(far + ray, mask=active, other=0.0)
-    t_in, t_out = _bounds(ox, dx, reach, t_in, t_out)
-    t_in, t_out = _bounds(oy, dy, reach, t_in, t_out)
-    t_in, t_out = _bounds(oz, dz, reach, t_in, t_out)
-    speed = tl.sqrt_rn((world_x * world_x + world_y * world_y) + world_z * world_z)
+    o, d, speed, shift, t_in, t_out = _load(rays, box, ray, active)
     active = active & (t_in < t_out) & (speed > 0.0)
-    speed = tl.where(active, speed, 1.0)
-    t_in = tl.where(active, t_in, 0.0)
-    dt = tl.div_rn(step, speed)
-    per_dt = 1.0 / dt
-    per_dx, per_dy, per_dz = _inverse(dx), _inverse(dy), _inverse(dz)
-    s_in = t_in
+    speed, t_in = tl.where(active, speed, 1.0), tl.where(active, t_in, 0.0)
+    dt = tl.div_rn(spacing[0], speed)
+    inverse = (_inverse(d[0]), _inverse(d[1]), _inverse(d[2]))
+    per_dt, s_in = 1.0 / dt, t_in
     if CONE:
-        s_in = _step_of(t_in * speed, step, w1, s1, w2, s2, largest, rate)
-
-    limit = tl.zeros([RAYS], tl.int32) + most
-    place = ray
+        s_in = _step_of(t_in * speed, spacing)
+    i, n = tl.zeros([RAYS], tl.int32), tl.zeros([RAYS], tl.int32)
+    limit, place = n + most, ray
     if WRITE:
         limit = tl.load(count + ray, mask=active, other=0)
         place = tl.load(first + ray, mask=active, other=0)
         active = active & (limit > 0)
-    i = tl.zeros([RAYS], tl.int32)
-    n = tl.zeros([RAYS], tl.int32)
     while tl.max(active.to(tl.int32), axis=0) > 0:
-        start = _edge(i, u, t_in, dt, s_in, speed, step, w1, s1, w2, s2, largest, rate, CONE)
-        end = _edge(i + 1, u, t_in, dt, s_in, speed, step, w1, s1, w2, s2, largest, rate, CONE)
+        start = _edge(i, shift, t_in, dt, s_in, speed, spacing, CONE)
+        end = _edge(i + 1, shift, t_in, dt, s_in, speed, spacing, CONE)
         t = 0.5 * (start + end)
         active = active & (t < t_out)
         t = tl.where(active, t, 0.0)
-        px, py, pz = ox + t * dx, oy + t * dy, oz + t * dz
-        farthest = tl.maximum(tl.maximum(tl.abs(px), tl.abs(py)), tl.abs(pz))
-        cascade = tl.zeros([RAYS], tl.int32)
-        scale = tl.full([RAYS], 1.0, tl.float32)
-        size = tl.full([RAYS], 1.0, tl.float32)
-        if CONTRACTED:
-            r = tl.maximum(farthest, 1.0)
-            scale = 0.5 * tl.div_rn(2.0 - tl.div_rn(1.0, r), r)
-            size = tl.full([RAYS], 2.0, tl.float32)
-        for k in tl.static_range(1, CASCADES):  # pyright: ignore[reportGeneralTypeIssues]
-            outside = farthest > 1.0 * 2 ** (k - 1)
-            cascade += outside.to(tl.int32)
-            scale = tl.where(outside, 1.0 / 2**k, scale)
-            size = tl.where(outside, 1.0 * 2**k, size)
-        x, y, z = _cell(px, scale, RESOLUTION), _cell(py, scale, RESOLUTION), _cell(pz, scale, RESOLUTION)
-        half: tl.constexpr = RESOLUTION // 2
-        eighth: tl.constexpr = RESOLUTION // 8
-        in_block = ((cascade * eighth + (x >> 3)) * eighth + (y >> 3)) * eighth + (z >> 3)
-        in_bits = ((cascade * half + (x >> 1)) * half + (y >> 1)) * half + (z >> 1)
-        block = tl.load(blocks + in_block, mask=active, other=0).to(tl.int32)
-        byte = tl.load(bits + in_bits, mask=active, other=0).to(tl.int32)
-        bit = (x & 1) * 4 + (y & 1) * 2 + (z & 1)
-        kept = active & (((byte >> bit) & 1) != 0)
+        at = (o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2])
+        cell, size, kept, edge = _look_up(cells, at, active, CASCADES, RESOLUTION, CONTRACTED)
         if WRITE:
-            tl.store(starts + place + n, start, mask=kept)
-            tl.store(ends + place + n, end, mask=kept)
-            tl.store(ray_index + place + n, ray, mask=kept)
+            tl.store(samples[0] + place + n, start, mask=kept)
+            tl.store(samples[1] + place + n, end, mask=kept)
+            tl.store(samples[2] + place + n, ray, mask=kept)
         n += kept.to(tl.int32)
         active = active & (n < limit)
-        edge = tl.where(block == 0, 8, tl.where(byte == 0, 2, 1))
-        t_exit = tl.minimum(
-            tl.minimum(_exit(x, edge, ox, per_dx, size, RESOLUTION), _exit(y, edge, oy, per_dy, size, RESOLUTION)),
-            _exit(z, edge, oz, per_dz, size, RESOLUTION),
-        )
+        t_exit = _first_beyond(cell, edge, o, inverse, size, RESOLUTION)
         # A step is crossed where its midpoint lies before the exit: without a cone that is half a step behind its
         # start; with one somewhat more, so that its end is asked for.
         if CONE:
-            ahead = _step_of(t_exit * speed, step, w1, s1, w2, s2, largest, rate) - s_in - u - MARGIN
+            ahead = _step_of(t_exit * speed, spacing) - s_in - shift - MARGIN
         else:
-            ahead = (t_exit - t_in) * per_dt - u + (0.5 - MARGIN)
-        if CONTRACTED:  # outside of the box a ray is no straight line through the cells
-            ahead = tl.where(farthest > 1.0, 0.0, ahead)
-        crossed = tl.minimum(tl.maximum(ahead, 0.0), 1e9).to(tl.int32)
+            ahead = (t_exit - t_in) * per_dt - shift + (0.5 - MARGIN)
+        crossed = tl.where(edge > 0, tl.minimum(tl.maximum(ahead, 0.0), 1e9), 0.0).to(tl.int32)
         i = tl.where(kept, i + 1, tl.maximum(i + 1, crossed))
     if not WRITE:
         tl.store(count + ray, n, mask=ray < n_rays)
@@ -213,8 +213,7 @@ def march_kernel(
 def count_samples(rays: BoundedRays, cells: OccupiedCells, steps: Steps) -> Int[Tensor, "R"]:
     """How many samples each ray has, int32."""
     count = torch.empty_like(rays.near, dtype=torch.int32)
-    unused = rays.near
-    _launch(rays, cells, steps, (count, count, unused, unused, count), False)
+    _launch(rays, cells, steps, count, count, (count, count, count), False)
     return count
 
 
@@ -229,31 +228,35 @@ def write_samples(
     """Starts, ends and rays of the samples in a row of `length`, each ray's from `first` on."""
     starts, ends = torch.zeros(2, length, device=rays.near.device).unbind()
     ray_index = torch.full_like(starts, len(rays.near), dtype=torch.int32)
-    _launch(rays, cells, steps, (first, count, starts, ends, ray_index), True)
+    _launch(rays, cells, steps, first, count, (starts, ends, ray_index), True)
     return starts, ends, ray_index
 
 
-def _launch(rays: BoundedRays, cells: OccupiedCells, steps: Steps, outputs: tuple[Tensor, ...], write: bool) -> None:
+def _launch(
+    rays: BoundedRays,
+    cells: OccupiedCells,
+    steps: Steps,
+    first: Int[Tensor, "R"],
+    count: Int[Tensor, "R"],
+    samples: tuple[Tensor, Tensor, Tensor],
+    write: bool,
+) -> None:
+    """Count samples into `count`, or write `count` of them from `first` on."""
     n_rays = len(rays.near)
     if n_rays == 0:
         return
     cone = steps.cone_angle > 0.0
     bends = steps.bends() if cone else (1.0, 1.0, 1.0, 1.0)
-    launch: Any = march_kernel[(triton.cdiv(n_rays, RAYS),)]
-    launch(
-        *rays,
-        cells.bits,
-        cells.blocks,
-        *outputs,
+    march_kernel[(triton.cdiv(n_rays, RAYS),)](
+        tuple(rays),
+        (*cells.center, *(2.0 / extent for extent in cells.extents), cells.reach),
+        (steps.step, *bends, steps.largest if cone else 1.0, steps.cone_angle * LOG2_E.value),
+        (cells.bits, cells.blocks),
+        first,
+        count,
+        samples,
         n_rays,
         steps.most,
-        *cells.center,
-        *(2.0 / extent for extent in cells.extents),
-        steps.step,
-        *bends,
-        steps.largest if cone else 1.0,
-        steps.cone_angle * LOG2_E.value,
-        cells.reach,
         CASCADES=cells.n_cascades,
         RESOLUTION=cells.resolution,
         CONTRACTED=cells.contracted,
