@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
+from nerf_trainer.ops.pixel_rays import gather, locate
+from nerf_trainer.ops.reference.pixel_rays import central, pixel_index
 
 
 @dataclass(frozen=True)
@@ -84,27 +86,20 @@ class PixelStore:
         """
         if self.drawable is None:
             index = torch.randint(self.n_pixels, (n,), generator=generator, device=self.rgba.device)
-        else:
-            among = torch.randint(self.drawable.shape[0], (n,), generator=generator, device=self.rgba.device)
-            index = self.drawable.index_select(0, among).long()
-        camera = torch.searchsorted(self.ends, index, right=True)
-        size = self.sizes_hw.index_select(0, camera)
-        within = index - (self.ends.index_select(0, camera) - size[:, 0] * size[:, 1])
-        rows, columns = within // size[:, 1], within % size[:, 1]
-        xy = torch.stack([columns, rows], dim=-1) + 0.5
+            return locate(index, self.ends, self.sizes_hw, center_fraction)
+        among = torch.randint(self.drawable.shape[0], (n,), generator=generator, device=self.rgba.device)
+        index = self.drawable.index_select(0, among).long()
+        camera, xy = locate(index, self.ends, self.sizes_hw)
         if center_fraction < 1.0:
-            wh = size.flip(-1)
-            central = (xy * center_fraction + wh * (0.5 - 0.5 * center_fraction)).floor() + 0.5
-            if self.drawable is not None:
-                central = torch.where(self._among(self.drawable, camera, central)[:, None], central, xy)
-            xy = central
+            moved = central(xy, self.sizes_hw.index_select(0, camera), center_fraction)
+            xy = torch.where(self._among(self.drawable, camera, moved)[:, None], moved, xy)
         return camera, xy
 
     def _among(
         self, places: Int[Tensor, "V"], camera_index: Int[Tensor, "n"], xy: Float[Tensor, "n 2"]
     ) -> Bool[Tensor, "n"]:
         """Whether pixels are at some of these places of the store, which are in rising order."""
-        index = self._index(camera_index, xy).to(places.dtype)
+        index = pixel_index(camera_index, xy, self.ends, self.sizes_hw).to(places.dtype)
         return places[torch.searchsorted(places, index).clamp(max=places.shape[0] - 1)] == index
 
     def gather(
@@ -114,16 +109,8 @@ class PixelStore:
 
         Alpha is None where no image has any.
         """
-        index = self._index(camera_index, xy)
-        rgba = self.rgba.index_select(0, index.flatten()).reshape(*index.shape, 4).float() / 255
-        return rgba[..., :3], rgba[..., 3:] if self.has_alpha else None
-
-    def _index(self, camera_index: Int[Tensor, "*rays"], xy: Float[Tensor, "*rays 2"]) -> Int[Tensor, "*rays"]:
-        """Where in the store the pixels are that `xy` falls into."""
-        camera = camera_index.flatten()
-        height, width = self.sizes_hw.index_select(0, camera).unbind(-1)
-        columns, rows = xy.long().reshape(-1, 2).unbind(-1)
-        return (self.ends.index_select(0, camera) + (rows - height) * width + columns).reshape(camera_index.shape)
+        rgb, alpha = gather(self.rgba, self.ends, self.sizes_hw, camera_index, xy)
+        return rgb, alpha if self.has_alpha else None
 
 
 def drawable_pixels(valid: Sequence[Bool[Tensor, "_ _"] | None], ends: Int[Tensor, "N"]) -> Int[Tensor, "V"] | None:

@@ -10,11 +10,10 @@ from nerf_trainer.cameras.cameras import Cameras
 def full_grid(cameras: Cameras, grid_hw: tuple[int, int]) -> Float[Tensor, "B H W 2"]:
     """Evenly spread pixel positions (x, y) over each view: its own pixel centres where `grid_hw` is its image size."""
     height, width = grid_hw
-    sizes = cameras.image_size_hw
-    scale = sizes.flip(-1).to(cameras.R.dtype) / torch.tensor([width, height], dtype=cameras.R.dtype)
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    grid = torch.stack([x, y], dim=-1).to(cameras.R.dtype)
-    return (grid * scale[:, None, None]).to(cameras.device)
+    like = {"dtype": cameras.R.dtype, "device": cameras.device}
+    scale = cameras.image_size_hw.flip(-1).to(cameras.R.dtype) / torch.tensor([width, height], dtype=cameras.R.dtype)
+    y, x = torch.meshgrid(torch.arange(height, **like) + 0.5, torch.arange(width, **like) + 0.5, indexing="ij")
+    return torch.stack([x, y], dim=-1) * scale.to(cameras.device)[:, None, None]
 
 
 def draw_pixels(weights: Float[Tensor, "G n_pixels"], n: int, generator: torch.Generator) -> Int[Tensor, "G n"]:
