@@ -106,9 +106,23 @@ class RadianceField(ImplicitFunctionBase):
         directions = ray_bundle.view_directions
         if self.xyz_ray_dir_in_camera_coords:
             directions = directions_in_camera_axes(directions, ray_bundle, inputs)
-        hidden = self.trunk(self._embedded(ray_bundle, inputs))
-        features = torch.sigmoid(self._color(hidden, directions).float())
-        return FieldOutputs(densities=self.density(hidden).float(), features=features)
+        densities, colors = self._evaluate(self._embedded(ray_bundle, inputs), directions)
+        return FieldOutputs(densities=densities.float(), features=torch.sigmoid(colors.float()))
+
+    def densities(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Float[Tensor, "*rays S 1"]:
+        return self._density(self._embedded(ray_bundle, inputs)).float()
+
+    def _evaluate(
+        self, embedded: Float[Tensor, "*rays_S_views E"], directions: Float[Tensor, "*rays 3"]
+    ) -> tuple[Float[Tensor, "*rays S 1"], Float[Tensor, "*rays S C"]]:
+        """Density and colour before their activations."""
+        hidden = self.trunk(embedded)
+        colors = self._color(hidden, directions)
+        return self.density(hidden), colors
+
+    def _density(self, embedded: Float[Tensor, "*rays_S_views E"]) -> Float[Tensor, "*rays S 1"]:
+        """Density alone, as `_evaluate` gives it."""
+        return self.density(self.trunk(embedded))
 
     def _embedded(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Float[Tensor, "*rays_S_views E"]:
         """The samples' encoded positions and what conditions them."""

@@ -42,7 +42,7 @@ class _LayeredMLP(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         shape: NerfMLPShape = ctx.shape
         x, *saved = ctx.saved_tensors
         hidden, colors = saved[: shape.n_hidden], saved[shape.n_hidden : shape.n_hidden + shape.n_color_layers]

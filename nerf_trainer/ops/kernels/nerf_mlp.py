@@ -78,12 +78,13 @@ class _NerfMLP(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_densities: Tensor, grad_colors: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         backward = _Backward(ctx.network, ctx.kept, ctx.n_kept, ctx.per_ray, ctx.n_rows, ctx.n_samples)
         grad_input = backward.input_room() if ctx.needs_input_grad[0] else None
         grad_per_ray = None if ctx.per_ray is None else torch.empty_like(ctx.per_ray)
+        grad_densities, grad_colors = (g.contiguous() for g in grad_outputs)
         with torch.autocast(grad_densities.device.type, enabled=False):
-            grads = backward.run(grad_densities.contiguous(), grad_colors.contiguous(), grad_input, grad_per_ray)
+            grads = backward.run(grad_densities, grad_colors, grad_input, grad_per_ray)
         return grad_input, grad_per_ray, None, None, *unpack_gradients(grads, ctx.network.layout, ctx.sizes)
 
 
@@ -135,9 +136,10 @@ class _Network:
         values = embedded.detach().contiguous()
         columns = triton.next_power_of_2(self.layout.embed)
         block = max(4096 // columns, 1)
-        pad_kernel[(triton.cdiv(x.shape[0], block),)](
-            values, x, n_rows, x.shape[0], N_COLUMNS=n_columns, N_PADDED=self.layout.embed, BLOCK=block, COLUMNS=columns
-        )
+        pad_kernel[(-(-x.shape[0] // block),)](
+            values, x, n_rows, x.shape[0],
+            n_columns, self.layout.embed, block, columns,  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
         return x
 
     def room(self, n_rows: int, x: Tensor) -> _Kept:
@@ -150,7 +152,7 @@ class _Network:
         """Fill in the outputs of some samples, and what layers give for them where it is to be kept."""
         layout, shape, parts = self.layout, self.layout.shape, self.parts
         n_rows = outputs[0].shape[0]
-        n_blocks = triton.cdiv(n_rows, BLOCK_M)
+        n_blocks = _n_blocks(n_rows)
         if kept is None:
             n_programs = min(n_blocks, _n_processors(x.device))
             hidden = torch.empty(2, n_programs * BLOCK_M, layout.width, dtype=self.dtype, device=x.device)
@@ -167,7 +169,7 @@ class _Network:
             COLOR_DIM=shape.color_dim, N_HIDDEN=shape.n_hidden, N_COLOR=shape.n_color_layers,
             SEES_INPUT=sum(1 << layer for layer in layout.input_layers), DENSITY_LAYER=shape.density_layer,
             KEEP=kept is not None, BLOCK_M=BLOCK_M, BLOCK_N=min(BLOCK_N, layout.width), BLOCK_K=layout.block_k,
-            PRECISION=self.precision, num_warps=WARPS, num_stages=STAGES,
+            PRECISION=self.precision, num_warps=WARPS, num_stages=STAGES,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
 
     def backward(self, grads: tuple[Tensor, Tensor], kept: _Kept, g: dict[str, Tensor], bias_sums: Tensor) -> None:
@@ -182,7 +184,7 @@ class _Network:
             WIDTH=layout.width, COLOR=layout.color, COLOR_DIM=shape.color_dim, N_HIDDEN=shape.n_hidden,
             N_COLOR=shape.n_color_layers, DENSITY_LAYER=shape.density_layer, BLOCK_M=BLOCK_M,
             BLOCK_N=min(BLOCK_N, layout.width), BLOCK_K=layout.block_k, BLOCK_C=min(layout.block_k, layout.color),
-            PRECISION=self.precision, num_warps=WARPS, num_stages=STAGES,
+            PRECISION=self.precision, num_warps=WARPS, num_stages=STAGES,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
 
 
@@ -220,9 +222,7 @@ class _Backward:
             if rows.start >= self._n_kept and again is None:
                 again = network.room(longest, self._kept.x)
             kept = self._chunk(rows, again)
-            bias_sums = torch.empty(
-                triton.cdiv(n_rows, BLOCK_M), layout.shape.n_hidden, layout.width, device=network.device
-            )
+            bias_sums = torch.empty(_n_blocks(n_rows), layout.shape.n_hidden, layout.width, device=network.device)
             network.backward((grad_densities[rows], grad_colors[rows]), kept, g, bias_sums)
             grads["hidden_biases"] += bias_sums.sum(dim=0)
             matrices.add(g, {"x": kept.x[None], "hidden": kept.hidden, "color": kept.color}, n_rows)
@@ -255,7 +255,7 @@ class _Backward:
     def _gradients_room(self, n_rows: int) -> dict[str, Tensor]:
         """Stacks (layers, rows, columns) for the gradients before each layer's ReLU."""
         layout, options = self._network.layout, {"dtype": self._network.dtype, "device": self._network.device}
-        shape, rows = layout.shape, triton.cdiv(n_rows, BLOCK_M) * BLOCK_M
+        shape, rows = layout.shape, _n_blocks(n_rows) * BLOCK_M
         return {
             "heads": torch.empty(1, rows, HEADS, **options),
             "hidden": torch.empty(shape.n_hidden, rows, layout.width, **options),
@@ -287,9 +287,13 @@ def pad_kernel(
     tl.store(places, values.to(x_ptr.dtype.element_ty), mask=(rows < n_padded) & (columns < N_PADDED))
 
 
+def _n_blocks(n_rows: int) -> int:
+    return -(-n_rows // BLOCK_M)
+
+
 def _room(n_rows: int) -> int:
     """Rows that whole blocks need which start anywhere."""
-    return triton.cdiv(n_rows, BLOCK_M) * BLOCK_M + BLOCK_M
+    return _n_blocks(n_rows) * BLOCK_M + BLOCK_M
 
 
 def _chunks(n_rows: int, n_samples: int, limit: int) -> Iterator[slice]:

@@ -76,7 +76,7 @@ def _hidden_layers(
         else:
             before, target = hidden_ptr + (layer + 1) % 2 * hidden_stride, hidden_ptr + layer % 2 * hidden_stride
         weights = hidden_weights + (layer - 1) * (WIDTH * WIDTH)
-        for start in tl.static_range(0, WIDTH, BLOCK_N):
+        for start in tl.static_range(0, WIDTH, BLOCK_N):  # pyright: ignore[reportGeneralTypeIssues]
             acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             acc = _product(
                 acc, x_ptr, input_weights + start * EMBED, input_steps, EMBED, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
@@ -258,7 +258,7 @@ def _hidden_layers_backward(
         # The bits of -2 are 0 for the last layer, which only the heads and colour layers see, and 1 for all others.
         not_last = (-2 >> step) & 1
         above = g_hidden_ptr + (layer + 1) * g_hidden_stride
-        for start in tl.static_range(0, WIDTH, BLOCK_N):
+        for start in tl.static_range(0, WIDTH, BLOCK_N):  # pyright: ignore[reportGeneralTypeIssues]
             columns = start + tl.arange(0, BLOCK_N)
             acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             if N_COLOR > 0:

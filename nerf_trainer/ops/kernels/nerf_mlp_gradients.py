@@ -135,5 +135,6 @@ class MatrixGradients:
         weight_kernel[(n_layers * (n_g // block_g) * (n_x // block_x), n_parts)](
             g, x, sums, n_rows, rows_per_part, g.stride(0), x.stride(0),
             N_G=n_g, N_X=n_x, BLOCK_G=block_g, BLOCK_X=block_x, BLOCK_K=BLOCK_K,
-            PRECISION="ieee", num_warps=8 if block_g * block_x > 64 * 64 else 4, num_stages=3,
+            PRECISION="ieee",
+            num_warps=8 if block_g * block_x > 64 * 64 else 4, num_stages=3,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
