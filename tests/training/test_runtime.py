@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nerf_trainer.errors import CheckpointError, ConfigError, StorageError
+from nerf_trainer.ops.backend import Kernels, chosen_kernels
 from nerf_trainer.training.runtime import Precision, Runtime, StatusFile, exclusive, make_run_folder, seed_everything
 
 
@@ -105,3 +106,18 @@ def test_status_that_cannot_be_written_does_not_end_the_run(tmp_path):
     (tmp_path / "status.json" / "x").write_text("")
     StatusFile(tmp_path).write("running")
     StatusFile(None).write("running")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_kernels_that_cannot_run_here_are_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match=r"kernels: triton.*kernels=auto"):
+        Runtime(kernels=Kernels.triton)
+
+
+def test_kernels_are_chosen_for_the_process_and_named(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    runtime = Runtime(kernels=Kernels.torch)
+    assert chosen_kernels() is Kernels.torch and runtime.kernels_name == "plain torch"
+    assert Runtime().kernels_name == ("Triton kernels" if torch.cuda.is_available() else "plain torch")
+    assert chosen_kernels() is Kernels.auto
