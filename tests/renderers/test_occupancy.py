@@ -1,0 +1,272 @@
+"""The renderer of packed samples: a ball whose opacity is known, dense rendering of the same, budgets, refusals."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from nerf_trainer.config import Factory
+from nerf_trainer.errors import ConfigError
+from nerf_trainer.fields.base import BoundField, FieldInputs, FieldOutputs, FieldSpec, ImplicitFunctionBase
+from nerf_trainer.fields.idr import IdrFeatureField
+from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
+from nerf_trainer.fields.nerformer import NeRFormerImplicitFunction
+from nerf_trainer.fields.voxel import VoxelGridImplicitFunction
+from nerf_trainer.fields.voxel_grids import FullResolutionVoxelGrid, VoxelGridModule
+from nerf_trainer.frames import FrameContents, FrameData, PixelStore
+from nerf_trainer.models.overfit import OverfitModel
+from nerf_trainer.models.photographs import Background
+from nerf_trainer.occupancy import OccupancyGrid
+from nerf_trainer.randomness import seed_streams
+from nerf_trainer.rays.bundle import RayBundle
+from nerf_trainer.rays.samplers import NearFarRaySampler
+from nerf_trainer.renderers.base import DISTORTION, EvaluationMode, RendererSpec
+from nerf_trainer.renderers.chunking import render_in_chunks
+from nerf_trainer.renderers.occupancy import OccupancyGridRenderer
+from tests.scene_kit import BallField, orbit
+
+TRAINING, EVALUATION = EvaluationMode.TRAINING, EvaluationMode.EVALUATION
+
+
+def grid(**options) -> OccupancyGrid:
+    defaults = {"resolution": 32, "extents": (2.4, 2.4, 2.4), "step_size": 0.01}
+    return OccupancyGrid(**{**defaults, **options})
+
+
+def renderer(spec: RendererSpec | None = None, of_grid: dict | None = None, **options) -> OccupancyGridRenderer:
+    made = OccupancyGridRenderer(spec=spec or RendererSpec(), occupancy_grid=grid(**(of_grid or {})), **options)
+    seed_streams(made, 0)
+    return made
+
+
+def bound(field: ImplicitFunctionBase) -> BoundField:
+    return BoundField(field, FieldInputs())
+
+
+def ball(density: float = 1.5) -> BoundField:
+    return bound(BallField(spec=FieldSpec(), density=density))
+
+
+def view(size: int = 16) -> RayBundle:
+    return NearFarRaySampler(min_depth=2.0, max_depth=6.0).grid(orbit(1), (size, size), with_lengths=False)
+
+
+def chords(rays: RayBundle, radius: float = 1.0) -> Tensor:
+    """How long each ray is within the ball, (*rays 1)."""
+    along = (rays.origins * rays.directions).sum(-1)
+    return 2.0 * (along.square() - rays.origins.square().sum(-1) + radius**2).clamp(min=0.0).sqrt()[..., None]
+
+
+# --- what is seen --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [TRAINING, EVALUATION])
+@pytest.mark.parametrize("updated", [False, True])
+def test_a_balls_opacity_is_that_of_its_chords(mode: EvaluationMode, updated: bool) -> None:
+    module, rays = renderer(of_grid={"decay": 1.0, "warmup_steps": 10_000}), view()
+    if updated:
+        for step in range(0, 1024, 16):
+            module.before_step(step, [ball()])
+        assert module.occupancy_grid.fraction_occupied() < 0.5
+    seen = module(rays, [ball()], mode)
+    expected = -torch.expm1(-1.5 * chords(rays))
+    assert (seen.masks - expected).abs().max() < (0.03 if updated else 1.5 * 0.011)  # a step too many or too few
+    assert seen.features.shape == (1, 16, 16, 3) and (seen.masks[chords(rays) == 0.0] == 0.0).all()
+    center = (0, 8, 8)
+    torch.testing.assert_close(seen.depths[center] / seen.masks[center], torch.tensor([3.7]), rtol=0.05, atol=0.0)
+
+
+def test_a_background_is_seen_where_nothing_is() -> None:
+    rays = view(4)
+    seen = renderer(bg_color=(0.25, 0.5, 1.0))(rays, [ball(0.0)])
+    assert seen.features.reshape(-1, 3).unique(dim=0).tolist() == [[0.25, 0.5, 1.0]]
+    own = torch.rand(1, 4, 4, 3)
+    torch.testing.assert_close(renderer()(replace(rays, background=own), [ball(0.0)]).features, own)
+
+
+@pytest.mark.parametrize("early_stop", [0.0, 1e-4])
+def test_rounds_and_chunks_make_no_difference(early_stop: float) -> None:
+    def render(**options: int) -> Tensor:
+        module = renderer(early_stop=early_stop, **options)
+        module.before_step(0, [ball(30.0)])
+        return module(view(), [ball(30.0)]).features
+
+    whole = render(samples_per_round_evaluation=10_000, sample_budget_evaluation=2**22)
+    for samples, budget in ((1, 2**20), (16, 2**22), (16, 100), (7, 3)):
+        found = render(samples_per_round_evaluation=samples, sample_budget_evaluation=budget)
+        torch.testing.assert_close(found, whole, rtol=0.0, atol=2e-4)
+    module = renderer()
+    pieces = render_in_chunks(lambda part: module(part, [ball()]), view(), 100)
+    torch.testing.assert_close(pieces.features, module(view(), [ball()]).features)
+
+
+def test_a_ray_ends_after_the_most_samples_that_it_may_have() -> None:
+    most = {"max_samples_per_ray": 40}
+    seen = renderer(of_grid=most, samples_per_round_evaluation=16)(view(), [ball()])
+    whole = renderer(of_grid=most, samples_per_round_evaluation=64)(view(), [ball()])
+    torch.testing.assert_close(seen.masks, whole.masks)
+    assert seen.masks.max() < -torch.expm1(torch.tensor(-1.5 * 0.41)) + 1e-5
+
+
+def test_training_shifts_samples_and_evaluation_does_not() -> None:
+    module, rays = renderer(), view()
+    first, second = (module(rays, [ball()], TRAINING).depths for _ in range(2))
+    assert not torch.equal(first, second)
+    seed_streams(module, 0)
+    assert torch.equal(module(rays, [ball()], TRAINING).depths, first)
+    assert torch.equal(module(rays, [ball()]).depths, module(rays, [ball()]).depths)
+
+
+# --- the budget ----------------------------------------------------------------------------------------------------
+
+
+class Colored(ImplicitFunctionBase):
+    """One density and one colour everywhere, learned."""
+
+    def __post_init__(self) -> None:
+        self.density = torch.nn.Parameter(torch.tensor(2.0))
+        self.color = torch.nn.Parameter(torch.full((3,), 0.5))
+
+    def forward(self, ray_bundle: RayBundle, inputs: FieldInputs) -> FieldOutputs:
+        shape = ray_bundle.points.shape[:-1]
+        return FieldOutputs(self.density.expand(*shape, 1), self.color.expand(*shape, 3))
+
+
+def test_rays_beyond_the_budget_are_said_to_be_so_and_have_no_gradient() -> None:
+    rays = view(8).flatten()
+    whole = renderer(sample_budget_training=2**17)(rays, [bound(Colored(spec=FieldSpec()))], TRAINING)
+    assert whole.valid is not None and whole.statistics["valid_rays"] == 1.0
+    module, field = renderer(sample_budget_training=3000), Colored(spec=FieldSpec())
+    seen = module(rays, [bound(field)], TRAINING)
+    assert seen.valid is not None and 0.0 < seen.valid.mean() < 1.0
+    n_valid = int(seen.valid.sum())
+    assert (seen.valid[0, :n_valid] == 1.0).all() and seen.statistics["n_samples"] <= 3000
+    torch.testing.assert_close(seen.features[:, :n_valid], whole.features[:, :n_valid])
+    assert (seen.masks[:, n_valid:] == 0.0).all()
+    seen.features[:, n_valid:].sum().backward()
+    assert field.color.grad is None or (field.color.grad == 0.0).all()
+    assert field.density.grad is None or field.density.grad == 0.0
+
+
+def test_statistics_and_distortion_are_of_training_alone() -> None:
+    module = renderer(RendererSpec(distortion=True))
+    seen = module(view(8), [ball()], TRAINING)
+    assert set(seen.statistics) == set(module.statistics_names)
+    assert seen.extras[DISTORTION].shape == (1, 8, 8, 1) and seen.extras[DISTORTION].max() > 0.0
+    assert renderer()(view(8), [ball()], TRAINING).extras == {}
+    seen = module(view(8), [ball()])
+    assert seen.statistics == {} and seen.extras == {} and seen.valid is None
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+def voxels() -> Factory:
+    def module(n_features: int) -> VoxelGridModule:
+        return VoxelGridModule(
+            voxel_grid=FullResolutionVoxelGrid(n_features=n_features, resolution_changes={0: (9, 9, 9)})
+        )
+
+    return Factory.of(VoxelGridImplicitFunction, voxel_grid_density=module(1), voxel_grid_color=module(4))
+
+
+def nerf() -> Factory:
+    small = {"n_layers_xyz": 2, "append_xyz": (1,), "n_hidden_neurons_xyz": 32, "n_hidden_neurons_dir": 16}
+    return Factory.of(NeuralRadianceFieldImplicitFunction, **small)
+
+
+def model_of(field: Factory, **options) -> OverfitModel:
+    options = {"loss_weights": {"loss_rgb_mse": 1.0, "loss_distortion": 1e-3}, **options}
+    return OverfitModel(
+        raysampler=NearFarRaySampler(min_depth=2.0, max_depth=6.0, n_rays_total_training=128),
+        renderer=Factory.of(OccupancyGridRenderer, occupancy_grid=grid(step_size=0.1), sample_budget_training=4096),
+        implicit_function=field,
+        background=Background.RANDOM,
+        mask_threshold=None,
+        log_vars=("loss_rgb_mse", "loss_distortion", "n_samples", "valid_rays", "occupied"),
+        **options,
+    )
+
+
+@pytest.mark.parametrize(("field", "lr"), [(nerf(), 5e-3), (voxels(), 1e-3)], ids=["nerf", "voxels"])
+def test_fields_learn_under_it(field: Factory, lr: float) -> None:
+    images = []
+    for rays in (NearFarRaySampler().grid(orbit(4)[i], (16, 16), with_lengths=False) for i in range(4)):
+        alpha = (chords(rays)[0] > 0.0).float()
+        color = torch.tensor([0.9, 0.2, 0.1]).expand(16, 16, 3)
+        images.append((torch.cat([color, alpha], dim=-1) * 255).to(torch.uint8))
+    frames = FrameData(cameras=orbit(4), pixels=PixelStore.from_images(images))
+    torch.manual_seed(0)
+    model = model_of(field).train()
+    seed_streams(model, 0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    objectives = []
+    for step in range(60):
+        model.before_step(step)
+        predictions = model(frames)
+        assert predictions.objective is not None
+        optimizer.zero_grad()
+        predictions.objective.backward()
+        optimizer.step()
+        objectives.append(predictions.objective.item())
+    assert {"n_samples", "valid_rays", "occupied", "loss_distortion"} <= predictions.metrics.keys()
+    assert sum(objectives[-10:]) < 0.5 * sum(objectives[:10])
+
+
+def test_what_is_logged_is_known_beforehand() -> None:
+    model = model_of(nerf())
+    assert {"n_samples", "loss_distortion"} <= model._producible(FrameContents())
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (lambda: NeRFormerImplicitFunction(spec=FieldSpec(pooled_dim=8, pooled_per_view=True)), "mixes the samples"),
+        (lambda: IdrFeatureField(spec=FieldSpec()), "gives no density"),
+        (
+            lambda: NeuralRadianceFieldImplicitFunction(spec=FieldSpec(), use_integrated_positional_encoding=True),
+            "integrates over cones",
+        ),
+        (
+            lambda: NeuralRadianceFieldImplicitFunction(spec=FieldSpec(), xyz_ray_dir_in_camera_coords=True),
+            "in the axes of a view",
+        ),
+        (lambda: NeuralRadianceFieldImplicitFunction(spec=FieldSpec(global_code_dim=4)), "conditioned"),
+    ],
+)
+def test_fields_are_refused_whose_density_is_not_of_a_position(
+    field: Callable[[], ImplicitFunctionBase], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        renderer().check_fields([field()])
+
+
+def test_several_passes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="renders one pass, found 2"):
+        renderer().check_fields([ball().field] * 2)
+    with pytest.raises(ValueError, match="needs one field"):
+        renderer()(view(4), [])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample_budget_training": 0}, "sample_budget_training: 0"),
+        ({"sample_budget_evaluation": 0}, "sample_budget_evaluation: 0"),
+        ({"samples_per_round_evaluation": 0}, "samples_per_round_evaluation: 0"),
+        ({"early_stop": 1.0}, "early_stop: 1.0"),
+        ({"bg_color": (0.0, 1.0)}, "bg_color of the renderer"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        renderer(**options)
+
+
+def test_no_step_is_captured_where_twins_run() -> None:
+    assert not renderer().capturable
