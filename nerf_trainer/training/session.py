@@ -150,7 +150,8 @@ class Session:
             carry_over_(self.optimizer, [replacement for change in changes for replacement in change.replacements])
             self._scheduled = list(scheduled_modules(self.model))
             self._step.outdated()
-        self.model.before_step(self.step)
+        with self.run.runtime.autocast():
+            self.model.before_step(self.step)
         result = self._step(batches)
         self.stats.count(result)
         self.rasterize = result.rasterize
