@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nerf_trainer.config import Factory, ReplaceableBase, nested, registry, runtime
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.networks.input_skips import Activation, MLPWithInputSkips
+from nerf_trainer.networks.small_mlp import SmallMLP
 from nerf_trainer.ops.reference.spherical_harmonics import C0, spherical_harmonics_reference
 
 
@@ -32,14 +33,16 @@ class DecoderFunctionBase(ReplaceableBase, nn.Module):
 
 @registry.register
 class ElementwiseDecoder(DecoderFunctionBase):
-    """operation(scale * x + shift) of each feature."""
+    """gain * operation(scale * x + shift) of each feature."""
 
     scale: float = 1.0
     """Factor of the features."""
     shift: float = 0.0
     """Added after the factor."""
     operation: Activation = Activation.IDENTITY
-    """Applied last."""
+    """Applied to that."""
+    gain: float = 1.0
+    """Factor of the result."""
 
     def __post_init__(self) -> None:
         if self.input_dim != self.output_dim:
@@ -52,7 +55,8 @@ class ElementwiseDecoder(DecoderFunctionBase):
     def forward(self, features: Float[Tensor, "M D"], directions: Float[Tensor, "M 3"] | None) -> Float[Tensor, "M C"]:
         if self.scale != 1.0:
             features = features * self.scale
-        return self.operation(features + self.shift if self.shift != 0.0 else features)
+        values = self.operation(features + self.shift if self.shift != 0.0 else features)
+        return values if self.gain == 1.0 else values * self.gain
 
 
 @registry.register
@@ -69,6 +73,28 @@ class MLPDecoder(DecoderFunctionBase):
 
     def forward(self, features: Float[Tensor, "M D"], directions: Float[Tensor, "M 3"] | None) -> Float[Tensor, "M C"]:
         return self._network(features)
+
+
+@registry.register
+class SmallMLPDecoder(DecoderFunctionBase):
+    """A perceptron without biases and skips, one kernel each way on a GPU with reduced precision."""
+
+    param_groups: dict[str, str] = field(default_factory=dict)
+    """Optimizer groups by what they hold: "self" is everything here."""
+    hidden_dim: int = 64
+    """Width between layers; more than 128 go layer by layer."""
+    n_hidden: int = 2
+    """Layers before the last."""
+    operation: Activation = Activation.SIGMOID
+    """Applied to the outputs."""
+
+    def __post_init__(self) -> None:
+        if min(self.hidden_dim, self.n_hidden) < 1:
+            raise ConfigError(f"hidden_dim, n_hidden: {self.hidden_dim}, {self.n_hidden}; expected at least 1 each")
+        self._network = SmallMLP(self.input_dim, self.output_dim, self.hidden_dim, self.n_hidden)
+
+    def forward(self, features: Float[Tensor, "M D"], directions: Float[Tensor, "M 3"] | None) -> Float[Tensor, "M C"]:
+        return self.operation(self._network(features))
 
 
 @registry.register

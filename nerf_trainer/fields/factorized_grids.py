@@ -71,6 +71,9 @@ class CPFactorizedVoxelGrid(VoxelGridBase):
     def resample(self, value: Tensor, name: str, resolution: Sequence[int], box: Box) -> Tensor:
         return _resampled(self, value, name, resolution, box)
 
+    def factors(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        return _factors(values)
+
     def total_variation(self, values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Mean squared difference between neighbours on a line, over its components, summed over the three lines."""
         return sum((grid_total_variation(values[name]) for name in _LINES), values[_LINES[0]].new_zeros(()))
@@ -144,6 +147,9 @@ class VMFactorizedVoxelGrid(VoxelGridBase):
     def resample(self, value: Tensor, name: str, resolution: Sequence[int], box: Box) -> Tensor:
         return _resampled(self, value, name, resolution, box)
 
+    def factors(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        return _factors(values)
+
     def total_variation(self, values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Mean squared difference between neighbours, over components and summed over axes, of each plane, and a tenth
         of that of each line, summed.
@@ -160,6 +166,10 @@ def _check_features(n_features: int, basis_matrix: bool) -> None:
             f"n_features: {n_features} with basis_matrix: false, which sums all components into one feature; expected"
             " n_features: 1 or basis_matrix: true"
         )
+
+
+def _factors(values: Mapping[str, Tensor]) -> list[Tensor]:
+    return [value for name, value in values.items() if name != _BASIS]
 
 
 def _factor(

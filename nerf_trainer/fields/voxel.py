@@ -132,11 +132,10 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         self, ray_bundle: RayBundle, directions: Float[Tensor, "R 3"] | None
     ) -> tuple[Float[Tensor, "M 1"], Float[Tensor, "M C"]]:
         """Evaluate every sample and mask those that don't count: shapes depend on no value."""
-        points = ray_bundle.points
-        n_samples = points.shape[-2]
-        points = points.reshape(-1, 3)
-        rays = torch.arange(points.shape[0], device=points.device) // n_samples
-        occupied = self._occupied(ray_bundle).reshape(-1, 1)
+        points, occupied = ray_bundle.points.reshape(-1, 3), self._mask(ray_bundle)
+        rays = None
+        if ray_bundle.lengths is not None and ray_bundle.lengths.shape[-1] > 1:
+            rays = torch.arange(len(points), device=points.device) // ray_bundle.lengths.shape[-1]
         if not self.use_multiple_streams:
             return self.density(points) * occupied, self.color(points, directions, rays) * occupied
         here, beside = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -148,6 +147,11 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         colors.record_stream(here)
         return densities, colors
 
+    def densities(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Float[Tensor, "*rays S 1"]:
+        points = ray_bundle.points
+        densities = self.density(points.reshape(-1, 3)) * self._mask(ray_bundle)
+        return densities.reshape(*points.shape[:-1], 1)
+
     def density(self, points: Float[Tensor, "M 3"]) -> Float[Tensor, "M 1"]:
         """Density before the raymarcher's activation at world points, whatever the scaffold says."""
         features = self.voxel_grid_density(points)
@@ -156,17 +160,20 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         return self._decoder_density(features, None).float()
 
     def color(
-        self, points: Float[Tensor, "M 3"], directions: Float[Tensor, "R 3"] | None, rays: Int[Tensor, "M"]
+        self, points: Float[Tensor, "M 3"], directions: Float[Tensor, "R 3"] | None, rays: Int[Tensor, "M"] | None
     ) -> Float[Tensor, "M C"]:
-        """Colour at world points as seen along rays; `rays` says which of the R directions is whose."""
+        """Colour at world points as seen along rays.
+
+        `rays` says which of the R directions is whose; None: there is one for each point.
+        """
         features = [self.voxel_grid_color(points)]
         if self.harmonic_embedder_xyz_color.output_dim():
             features.append(self.harmonic_embedder_xyz_color(points))
         if directions is not None and self.harmonic_embedder_dir_color.output_dim():
-            features.append(self.harmonic_embedder_dir_color(directions).index_select(0, rays))
+            features.append(_of_rays(self.harmonic_embedder_dir_color(directions), rays))
         along = None
         if directions is not None and self._decoder_color.wants_directions:
-            along = directions.index_select(0, rays)
+            along = _of_rays(directions, rays)
         return self._decoder_color(torch.cat(features, dim=-1) if len(features) > 1 else features[0], along).float()
 
     def _directions(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Float[Tensor, "R 3"] | None:
@@ -180,13 +187,20 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
             directions = rotate(inputs.cameras.R[ray_bundle.camera_index], directions)
         return directions.reshape(-1, 3)
 
-    def _occupied(self, ray_bundle: RayBundle) -> Tensor:
+    def _mask(self, ray_bundle: RayBundle) -> Float[Tensor, "M 1"]:
+        """1 for samples that count, 0 for the others."""
+        return self._occupied(ray_bundle).reshape(-1, 1).float()
+
+    def _occupied(self, ray_bundle: RayBundle) -> Bool[Tensor, "*rays S"]:
         assert ray_bundle.lengths is not None
         return self.scaffold.look_up(ray_bundle.origins, ray_bundle.directions, ray_bundle.lengths)
 
     def regularization(self) -> Mapping[str, Callable[[], Tensor]]:
-        """`density_tv`: mean squared difference of neighbouring nodes of the density grid, summed over the axes."""
-        return {"density_tv": self.voxel_grid_density.total_variation}
+        """`density_tv`: mean squared difference of neighbouring nodes of the density grid, summed over the axes;
+        `density_l1`: mean magnitude of its values, summed over its factors.
+        """
+        grid = self.voxel_grid_density
+        return {"density_tv": grid.total_variation, "density_l1": grid.magnitude}
 
     def advance(self, epoch: int, step: int) -> Change:
         """What is due at the start of `epoch`: resolutions first, then cropping, then the scaffold."""
@@ -239,6 +253,11 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
 def _go_on_from_saved(field: VoxelGridImplicitFunction, _: object) -> None:
     """After loading: what was done before the checkpoint is not due again."""
     field._epochs_seen = int(field.epochs_seen.item())
+
+
+def _of_rays(values: Float[Tensor, "R C"], rays: Int[Tensor, "M"] | None) -> Float[Tensor, "M C"]:
+    """What rays have, for each of their samples; None: each ray has one."""
+    return values if rays is None else values.index_select(0, rays)
 
 
 def _place(values: Float[Tensor, "K C"], rows: Int[Tensor, "K"], n: int) -> Float[Tensor, "n C"]:

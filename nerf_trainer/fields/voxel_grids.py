@@ -81,6 +81,15 @@ class VoxelGridBase(ReplaceableBase):
     def total_variation(self, values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Mean squared difference between neighbouring nodes, summed over axes; of factors, where there are some."""
 
+    def magnitude(self, values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """Mean of the values' magnitudes, summed over factors, where there are some."""
+        means = [torch.linalg.vector_norm(value, ord=1) / value.numel() for value in self.factors(values)]
+        return torch.stack(means).sum()
+
+    def factors(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """The values that stand on nodes."""
+        return list(values.values())
+
 
 def _resolution(epoch: int, resolution: Sequence[int]) -> tuple[int, int, int]:
     if len(resolution) != 3 or any(n < 1 for n in resolution):
@@ -176,6 +185,10 @@ class VoxelGridModule(Configurable, nn.Module):
     def total_variation(self) -> Float[Tensor, ""]:
         """Mean squared difference between neighbouring nodes, as the grid defines it."""
         return self.voxel_grid.total_variation(self.values)
+
+    def magnitude(self) -> Float[Tensor, ""]:
+        """Mean of the values' magnitudes, as the grid defines it."""
+        return self.voxel_grid.magnitude(self.values)
 
     def change_resolution(self, resolution: Sequence[int]) -> tuple[ParameterReplacement, ...]:
         """The same function with other nodes; nothing happens if the resolution is that already."""

@@ -11,6 +11,7 @@ from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.decoders import (
     ElementwiseDecoder,
     MLPDecoder,
+    SmallMLPDecoder,
     SphericalHarmonicsDecoder,
 )
 from nerf_trainer.networks.input_skips import Activation, MLPWithInputSkips
@@ -30,6 +31,25 @@ def test_elementwise_decoder_scales_shifts_and_activates(operation: Activation, 
     decoder = ElementwiseDecoder(input_dim=1, output_dim=1, scale=2.0, shift=-3.0, operation=operation)
     value = decoder(torch.tensor([[-1.0], [2.0]]), None)
     torch.testing.assert_close(value[:, 0], torch.tensor(expected))
+
+
+def test_elementwise_decoder_multiplies_what_was_activated() -> None:
+    decoder = ElementwiseDecoder(
+        input_dim=1, output_dim=1, shift=-10.0, operation=Activation.SOFTPLUS, gain=25.0
+    )  # the density of TensoRF
+    expected = [25.0 * math.log1p(math.exp(-10.0)), 25.0 * math.log(2.0)]
+    torch.testing.assert_close(decoder(torch.tensor([[0.0], [10.0]]), None)[:, 0], torch.tensor(expected))
+
+
+def test_small_mlp_decoder_has_layers_without_biases_and_an_activation() -> None:
+    decoder = SmallMLPDecoder(input_dim=2, output_dim=1, hidden_dim=3, n_hidden=1, operation=Activation.SIGMOID)
+    (weights,) = decoder.parameters()
+    first, last = weights[:6].view(3, 2), weights[6:]
+    x = torch.tensor([[0.5, -2.0], [0.0, 0.0]])
+    expected = torch.sigmoid(torch.relu(x @ first.T) @ last)
+    torch.testing.assert_close(decoder(x, None)[:, 0], expected)
+    with pytest.raises(ConfigError, match="n_hidden: 16, 0; expected at least 1"):
+        SmallMLPDecoder(input_dim=2, output_dim=1, hidden_dim=16, n_hidden=0)
 
 
 def test_mlp_decoder_is_as_wide_as_it_is_told() -> None:

@@ -292,6 +292,14 @@ def test_total_variation_of_lines() -> None:
     assert grid.total_variation(values).item() == pytest.approx(expected)
 
 
+def test_magnitude_leaves_the_basis_out() -> None:
+    """The mean of each factor's magnitudes, summed over the six (Chen et al. 2022, equation 13)."""
+    grid = VMFactorizedVoxelGrid(n_components=3, n_features=2)
+    values = {name: torch.full(shape, -0.25) for name, shape in grid.shapes((2, 3, 4)).items()}
+    values["line_x"] = torch.tensor([[2.0], [-1.0]])
+    assert grid.magnitude(values).item() == pytest.approx(5 * 0.25 + 1.5)
+
+
 def test_total_variation_of_planes_and_a_tenth_of_lines() -> None:
     grid = VMFactorizedVoxelGrid(
         distribution_of_components=(1, 0, 0), basis_matrix=False, resolution_changes={0: (2, 3, 2)}

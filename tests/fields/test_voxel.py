@@ -173,6 +173,32 @@ def test_directions_in_camera_coordinates() -> None:
         module(bundle, FieldInputs())
 
 
+def test_density_l1_is_the_mean_magnitude_of_the_density_grid() -> None:
+    module = field({0: (3, 3, 3)})
+    with torch.no_grad():
+        density_nodes(module).fill_(-0.5)[0, 0, 0] = 4.0
+    assert module.regularization()["density_l1"]().item() == pytest.approx((26 * 0.5 + 4.0) / 27)
+
+
+def test_densities_alone_are_those_beside_the_colours() -> None:
+    module, bundle = field(), rays()
+    alone = module.densities(bundle, FieldInputs())
+    torch.testing.assert_close(alone, module(bundle, FieldInputs()).densities)
+    assert (alone == 0.0).any() and (alone != 0.0).any()
+
+
+def test_rays_of_one_sample_are_evaluated_like_samples_of_rays() -> None:
+    module, bundle = field(use_multiple_streams=False), rays()
+    assert bundle.lengths is not None
+    densities, colors = module._evaluate_all(bundle, module._directions(bundle, FieldInputs()))
+    points = bundle.points.reshape(1, -1, 3)
+    ray = torch.arange(points.shape[1]) // bundle.lengths.shape[-1]
+    packed = bundle.flatten()[ray].at(points)
+    found = module._evaluate_all(packed, module._directions(packed, FieldInputs()))
+    torch.testing.assert_close(found[0], densities)
+    torch.testing.assert_close(found[1], colors)
+
+
 def test_density_tv_is_that_of_the_density_grid() -> None:
     module = field({0: (2, 1, 1)})
     with torch.no_grad():

@@ -94,6 +94,28 @@ def _matrices(
 
 
 @triton.jit
+def _put_matrices(
+    ptr,
+    first,
+    first_extra,
+    hidden,
+    last,
+    X: tl.constexpr,
+    E: tl.constexpr,
+    H: tl.constexpr,
+    Y: tl.constexpr,
+    N_HIDDEN: tl.constexpr,
+):
+    """Write all matrices, as `_matrices` reads them."""
+    _put_matrix(ptr, first, H, X, X + E)
+    if E > 0:
+        _put_matrix(ptr + X, first_extra, H, E, X + E)
+    for i in tl.static_range(1, N_HIDDEN):
+        _put_matrix(ptr + _offset(i, X, E, H), hidden[i - 1], H, H, H)
+    _put_matrix(ptr + _offset(N_HIDDEN, X, E, H), last, Y, H, H)
+
+
+@triton.jit
 def _relu(x):
     return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
@@ -204,12 +226,7 @@ def _backward_kernel(
         if d_extra_ptr is not None:
             _put_zeros(d_extra_ptr, start, n_rows, E, BLOCK)
     sums_ptr += tl.program_id(0) * (_offset(N_HIDDEN, X, E, H) + Y * H)
-    _put_matrix(sums_ptr, d_first, H, X, X + E)
-    if E > 0:
-        _put_matrix(sums_ptr + X, d_first_extra, H, E, X + E)
-    for i in tl.static_range(1, N_HIDDEN):
-        _put_matrix(sums_ptr + _offset(i, X, E, H), d_hidden[i - 1], H, H, H)
-    _put_matrix(sums_ptr + _offset(N_HIDDEN, X, E, H), d_last.T, Y, H, H)
+    _put_matrices(sums_ptr, d_first, d_first_extra, d_hidden, d_last.T, X, E, H, Y, N_HIDDEN)
 
 
 def small_mlp_forward(
