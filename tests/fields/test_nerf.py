@@ -1,6 +1,7 @@
 """The NeRF field: its size, what it depends on, its gradients; conditioned, and on conical frusta."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from nerf_trainer.ops.cones import frustum_moments
 from nerf_trainer.randomness import seed_streams
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.samplers import NearFarRaySampler
+from tests.ops.kernel_kit import device_for_kernels, triton_kernels
 from tests.scene_kit import BallField, orbit
 
+DEVICE = device_for_kernels()
 NOTHING = FieldInputs()
 
 SMALL = {"n_hidden_neurons_xyz": 16, "n_layers_xyz": 3, "append_xyz": (2,), "n_hidden_neurons_dir": 8}
@@ -274,3 +277,56 @@ def test_the_colour_head_may_be_deeper_and_its_features_positive() -> None:
 def test_a_colour_head_without_layers_is_refused() -> None:
     with pytest.raises(ConfigError, match="n_layers_dir: 0, expected at least 1"):
         field(n_layers_dir=0, **SMALL)
+
+
+def on_device(bundle: RayBundle) -> RayBundle:
+    tensors = {f.name: getattr(bundle, f.name) for f in fields(bundle)}
+    return RayBundle(**{name: t if t is None else t.to(DEVICE) for name, t in tensors.items()})
+
+
+def evaluated(module: NeuralRadianceFieldImplicitFunction, bundle: RayBundle, code=None) -> list[torch.Tensor]:
+    """Outputs, the gradients of all parameters and that of the code."""
+    if code is not None:
+        code = code.to(bundle.origins.device).requires_grad_()
+    outputs = module(bundle, FieldInputs(global_code=code))
+    (outputs.densities.square().sum() + outputs.features.square().sum()).backward()
+    grads = [p.grad for p in module.parameters()] + ([] if code is None else [code.grad])
+    return [t.cpu() for t in (outputs.densities, outputs.features, *grads) if t is not None]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"relu_bottleneck": True, "n_layers_dir": 2}, {"use_view_directions": False}],
+    ids=["as published", "deep colour", "no directions"],
+)
+def test_kernels_give_what_the_modules_give(options: dict[str, Any]) -> None:
+    module, bundle = field(**{**SMALL, **options}), rays()
+    wanted = evaluated(module, bundle)
+    torch.testing.assert_close(module.densities(bundle, NOTHING), wanted[0])
+    module.zero_grad()
+    with triton_kernels():
+        found = evaluated(module.to(DEVICE), on_device(bundle))
+        densities = module.densities(on_device(bundle), NOTHING)
+    assert len(found) == len(wanted) == 2 + len(list(module.parameters()))
+    for f, w in zip([*found, densities.cpu()], [*wanted, wanted[0]]):
+        torch.testing.assert_close(f, w, rtol=1e-4, atol=1e-5)
+
+
+def test_what_conditions_the_field_gets_its_gradient_from_the_kernels_too() -> None:
+    module, bundle, code = conditioned_field(pooled=0), rays(), torch.randn(2, 4)
+    wanted = evaluated(module, bundle, code)
+    module.zero_grad()
+    with triton_kernels():
+        found = evaluated(module.to(DEVICE), on_device(bundle), code)
+    torch.testing.assert_close(found[-1], wanted[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_positions_can_be_differentiated_again() -> None:
+    """An eikonal term asks for that; the modules answer, whatever kernels there are."""
+    module, bundle = field(**SMALL).to(DEVICE), on_device(rays())
+    origins = bundle.origins.clone().requires_grad_()
+    with triton_kernels():
+        density = module(replace(bundle, origins=origins), NOTHING).densities
+        (slope,) = torch.autograd.grad(density.sum(), origins, create_graph=True)
+        slope.norm(dim=-1).sum().backward()
+    assert module.trunk.layers[0].weight.grad is not None
