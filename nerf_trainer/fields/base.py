@@ -164,9 +164,16 @@ class BoundField:
     """The field."""
     inputs: FieldInputs
     """What the model bound to it for this batch."""
+    is_shown: bool = True
+    """Whether somebody looks at what its pass renders; otherwise, unless it is the last one, the pass only places
+    samples for the next, for which densities are enough."""
 
     def __call__(self, ray_bundle: RayBundle) -> FieldOutputs:
         return self.field(ray_bundle, self.inputs)
+
+    def densities(self, ray_bundle: RayBundle) -> Float[Tensor, "*rays S 1"]:
+        """Density alone."""
+        return self.field.densities(ray_bundle, self.inputs)
 
 
 def conditioned(

@@ -41,6 +41,8 @@ def mse(
     weights: Float[Tensor, "*rays 1"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean squared error over rays and channels."""
+    if weights is None:
+        return torch.nn.functional.mse_loss(predicted, target)
     return weighted_mean((predicted - target).square(), weights)
 
 

@@ -18,7 +18,8 @@ def stage_names(names: Iterable[str], n_prev_stages: int = 0) -> tuple[str, ...]
 
 def weigh(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor | None:
     """Sum of the losses that are there times their weights; None where no loss has a weight other than 0."""
-    terms = [losses[name] * weight for name, weight in weights.items() if weight != 0 and name in losses]
+    present = [(losses[name], weight) for name, weight in weights.items() if weight != 0 and name in losses]
+    terms = [loss if weight == 1 else loss * weight for loss, weight in present]
     return sum(terms[1:], start=terms[0]) if terms else None
 
 

@@ -28,6 +28,11 @@ class Targets:
     mask_crop: Float[Tensor, "*rays 1"] | None = None
     """1 where the target holds real pixels."""
 
+    @property
+    def are_missing(self) -> bool:
+        """Whether the batch has nothing that a rendering could be compared with."""
+        return self.rgb is None and self.fg_probability is None and self.depth is None
+
     def where(self, valid: Float[Tensor, "*rays 1"] | None) -> Self:
         """The same targets, of which only those count where `valid` is 1; None: as they are."""
         if valid is None:

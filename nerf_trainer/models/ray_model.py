@@ -186,7 +186,8 @@ class RayModel(ImplicitronModelBase):
         if self.training:
             rays = replace(rays, fg_probability=targets.fg_probability)
         inputs = self.inputs(views, frames)
-        fields = [BoundField(f, inputs) for f in self.passes()]
+        is_shown = self.training or not targets.are_missing
+        fields = [BoundField(f, inputs, is_shown) for f in self.passes()]
         rendered = self._render(rays, fields)
         targets = targets.where(rendered.valid)
         wanted = self._wanted if self.training else None

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from nerf_trainer.config import choice, registry
 from nerf_trainer.errors import ConfigError
-from nerf_trainer.fields.base import BoundField, ImplicitFunctionBase
+from nerf_trainer.fields.base import BoundField, FieldOutputs, ImplicitFunctionBase
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.refine import FEWEST_TO_REFINE, RayPointRefiner
@@ -73,16 +75,23 @@ class MultiPassEmissionAbsorptionRenderer(BaseRenderer):
     ) -> RendererOutput:
         if not implicit_functions:
             raise ValueError("the renderer needs a field for each pass; it was given none")
-        output: RendererOutput | None = None
-        for number, implicit_function in enumerate(implicit_functions):
-            if output is not None:
-                assert output.weights is not None
-                ray_bundle = self._refine(ray_bundle, output.weights, evaluation_mode)
-                output = self._slim(output, evaluation_mode)
-            rendered = self._render_pass(ray_bundle, implicit_function, evaluation_mode)
-            output = replace(rendered, prev_stage=output) if number else rendered
-        assert output is not None
-        return self._slim(output, evaluation_mode)
+        coarser: RendererOutput | None = None
+        for implicit_function in implicit_functions[:-1]:
+            if implicit_function.is_shown or evaluation_mode is EvaluationMode.TRAINING:
+                rendered = self._render_pass(ray_bundle, implicit_function, evaluation_mode)
+                coarser, weights = replace(self._slim(rendered, evaluation_mode), prev_stage=coarser), rendered.weights
+            else:
+                weights = self._weights(ray_bundle, implicit_function)
+            assert weights is not None
+            ray_bundle = self._refine(ray_bundle, weights, evaluation_mode)
+        finest = self._render_pass(ray_bundle, implicit_functions[-1], evaluation_mode)
+        return replace(self._slim(finest, evaluation_mode), prev_stage=coarser)
+
+    def _weights(self, ray_bundle: RayBundle, field: BoundField) -> Float[Tensor, "*rays S"] | None:
+        """How much each sample would contribute, of densities alone."""
+        densities = field.densities(ray_bundle)
+        no_colors = densities.new_zeros(()).expand(*densities.shape[:-1], self.spec.color_dim)
+        return self.raymarcher(FieldOutputs(densities=densities, features=no_colors), ray_bundle).weights
 
     def _render_pass(self, ray_bundle: RayBundle, field: BoundField, mode: EvaluationMode) -> RendererOutput:
         outputs = field(ray_bundle)

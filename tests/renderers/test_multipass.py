@@ -78,3 +78,26 @@ def test_any_chunk_size_renders_the_same(rays_per_chunk: int) -> None:
 def test_no_field_is_refused() -> None:
     with pytest.raises(ValueError, match="a field for each pass"):
         renderer()(view_rays(), [])
+
+
+def test_a_coarse_pass_that_nobody_looks_at_is_asked_for_its_densities_alone() -> None:
+    """The finer pass sees the same samples; while training the coarse one is rendered all the same, for its loss."""
+
+    class Counting(BallField):
+        n_colored = 0
+
+        def forward(self, ray_bundle, inputs):
+            self.n_colored += 1
+            return super().forward(ray_bundle, inputs)
+
+        def densities(self, ray_bundle, inputs):
+            return BallField.forward(self, ray_bundle, inputs).densities
+
+    coarse = Counting(spec=FieldSpec())
+    hidden = BoundField(coarse, FieldInputs(), is_shown=False)
+    module, rays = renderer(), view_rays()
+    rendered, expected = module(rays, [hidden, ball()]), module(rays, [ball(), ball()])
+    assert coarse.n_colored == 0 and rendered.prev_stage is None
+    assert torch.equal(rendered.features, expected.features) and torch.equal(rendered.depths, expected.depths)
+    trained = module(rays, [hidden, ball()], EvaluationMode.TRAINING)
+    assert coarse.n_colored == 1 and trained.prev_stage is not None
