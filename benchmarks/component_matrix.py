@@ -96,6 +96,11 @@ def voxel(kind: str) -> Overrides:
     return field("VoxelGridImplicitFunction", args)
 
 
+def hash_grid(**more: Any) -> Overrides:
+    args = {"n_levels": 3, "log2_hashmap_size": 10, "finest_resolution": 64, "extents": [3.0, 3.0, 3.0], **more}
+    return field("HashGridImplicitFunction", args)
+
+
 def srn() -> Overrides:
     args = {
         "raymarch_function_args": {"n_hidden_units": 16, "out_features": 16},
@@ -170,6 +175,8 @@ CASES: dict[str, tuple[Overrides, ...]] = {
     "voxels, full": (voxel("FullResolution"), marching()),
     "voxels, cp": (voxel("CPFactorized"), marching()),
     "voxels, vm": (voxel("VMFactorized"), marching(), {"num_passes": 2}),
+    "hash grid": (hash_grid(), marching()),
+    "hash grid, contracted": (hash_grid(contraction="BOX"), marching(density_noise_std_train=1.0), {"num_passes": 2}),
     "srn": (srn(), LSTM),
     "srn, code": (srn(), LSTM, CODE),
     "srn, pooling": (srn(), LSTM, pooled("AngleWeightedReduction")),

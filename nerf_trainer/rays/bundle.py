@@ -42,6 +42,8 @@ class RayBundle:
     fg_probability: Float[Tensor, "*rays 1"] | None = None
     """Foreground probability of the photographs, in [0, 1], while training and where it is known: for renderers whose
     gradient depends on it."""
+    n_used: Int[Tensor, ""] | None = None
+    """Of packed samples: how many of the rays are no padding, int32; fields may leave the rest out. None: all."""
 
     @property
     def ray_shape(self) -> torch.Size:
@@ -76,11 +78,11 @@ class RayBundle:
 
     def __getitem__(self, index: slice | Int[Tensor, "n"]) -> Self:
         """Some of the rays within their group(s), a slice or by number, along the last ray dimension."""
-        return self._map(lambda t, n_dims: t[(slice(None),) * (n_dims - 1) + (index,)])
+        return replace(self, n_used=None)._map(lambda t, n_dims: t[(slice(None),) * (n_dims - 1) + (index,)])
 
     def _map(self, change) -> Self:
         n_dims = self.near.ndim
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "n_used"}
         return replace(self, **{name: change(t, n_dims) for name, t in values.items() if t is not None})
 
 
