@@ -189,7 +189,7 @@ class _Network:
 
 
 class _Backward:
-    """One backward pass, chunk by chunk."""
+    """One backward pass, chunk by chunk: what was kept, then what is computed again."""
 
     def __init__(
         self, network: _Network, kept: _Kept, n_kept: int, per_ray: Tensor | None, n_rows: int, n_samples: int
@@ -216,25 +216,25 @@ class _Backward:
         chunks = list(_chunks(self._n_kept, self._n_samples, CHUNK_ROWS))
         chunks += [slice(self._n_kept + c.start, self._n_kept + c.stop) for c in self._chunks_not_kept()]
         longest = max((chunk.stop - chunk.start for chunk in chunks), default=0)
-        g, again = self._gradients_room(longest), None
+        g, again, blocks = self._gradients_room(longest), None, slice(0, 0)
+        n_blocks = sum(_n_blocks(chunk.stop - chunk.start) for chunk in chunks)
+        bias_sums = row.new_empty(n_blocks, layout.shape.n_hidden, layout.width)
         for rows in chunks:
             n_rows = rows.stop - rows.start
             if rows.start >= self._n_kept and again is None:
                 again = network.room(longest, self._kept.x)
             kept = self._chunk(rows, again)
-            bias_sums = torch.empty(_n_blocks(n_rows), layout.shape.n_hidden, layout.width, device=network.device)
-            network.backward((grad_densities[rows], grad_colors[rows]), kept, g, bias_sums)
-            grads["hidden_biases"] += bias_sums.sum(dim=0)
+            blocks = slice(blocks.stop, blocks.stop + _n_blocks(n_rows))
+            network.backward((grad_densities[rows], grad_colors[rows]), kept, g, bias_sums[blocks])
             matrices.add(g, {"x": kept.x[None], "hidden": kept.hidden, "color": kept.color}, n_rows)
             if layout.shape.n_color_layers > 1:
                 grads["color_biases"] += g["color"][1:, :n_rows].sum(dim=1, dtype=torch.float32)
             if grad_input is not None:
                 grad_input[rows] = self._input_gradient(g["hidden"], n_rows)
             if grad_per_ray is not None:
-                n_rays, width = n_rows // self._n_samples, grad_per_ray.shape[1]
-                sums = g["color"][0, :n_rows].view(n_rays, -1, layout.color).sum(dim=1, dtype=torch.float32)
-                grad_per_ray[rows.start // self._n_samples :][:n_rays] = sums[:, :width]
+                self._sum_over_rays(g["color"][0, :n_rows], grad_per_ray[rows.start // self._n_samples :])
         matrices.finish()
+        torch.sum(bias_sums, dim=0, out=grads["hidden_biases"])
         grads["head_biases"][0, :1] = grad_densities.sum(dim=0)
         grads["head_biases"][0, 1 : 1 + grad_colors.shape[1]] = grad_colors.sum(dim=0)
         return row
@@ -261,6 +261,12 @@ class _Backward:
             "hidden": torch.empty(shape.n_hidden, rows, layout.width, **options),
             "color": torch.empty(shape.n_color_layers, rows, layout.color, **options),
         }
+
+    def _sum_over_rays(self, g: Float[Tensor, "n C_padded"], grad_per_ray: Float[Tensor, "rays_left C"]) -> None:
+        """Fill in the gradients of the first rays."""
+        n_rays, width = g.shape[0] // self._n_samples, grad_per_ray.shape[1]
+        by_ray = g.view(n_rays, self._n_samples, -1)[..., :width]
+        torch.sum(by_ray, dim=1, dtype=torch.float32, out=grad_per_ray[:n_rays])
 
     def _input_gradient(self, g: Float[Tensor, "layers rows W"], n_rows: int) -> Float[Tensor, "n E"]:
         layout = self._network.layout
