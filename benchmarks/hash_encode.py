@@ -2,8 +2,8 @@
 
     python -m benchmarks.hash_encode
 
-Points lie as an occupancy grid packs them: along rays, 32 to a ray, in a cube of [0, 1]^3. A corner costs a sector of 32
-bytes of L2 whatever it holds, and one vector addition in the backward pass; the floor is what L2 is thought to give:
+Points lie as an occupancy grid packs them: along rays, 32 to a ray, in the cube [0, 1]^3. A corner costs a sector of
+32 bytes of L2 whatever it holds, and one vector addition in the backward pass; the floor is what L2 is thought to give:
 5.5 TB/s of reads, 150 thousand million additions a second. Times are medians of the device's own clock, the gradient's
 zero-fill included; the kernels of spherical harmonics and of the density are timed beside.
 """
