@@ -1,10 +1,14 @@
 """Which places of a scene any view shows.
 
 A ball is seen where its picture reaches into the image and it is not nearer than `nearest` as a whole. The tests are
-generous: a ball may count as seen that is just outside of the image, none is left out that is inside. For a ball of
-radius r at distance b from the camera, an angle theta off the axis, the picture on the plane at depth 1 reaches out by
+generous: a ball may count as seen that is just outside of the image, none is left out that is inside. A ball of radius
+r at distance b, an angle theta off the axis, spans the angle phi to each side, sin(phi) = r / b. It can't be seen
+where theta - phi is beyond the corners of the image. On the plane at depth 1 its picture reaches out from the centre's
+by
 
-    tan(theta + phi) - tan(theta) = sin(phi) / (cos(theta) cos(theta + phi)),  sin(phi) = r / b.
+    tan(theta + phi) - tan(theta) = sin(phi) / (cos(theta) cos(theta + phi)),
+
+and likewise, with theta - phi, towards the axis.
 """
 
 import torch
@@ -40,21 +44,27 @@ def _seen(
 ) -> Bool[Tensor, "B N"]:
     """Whether each view shows each ball."""
     local = cameras.transform_to_camera(centers.expand(len(cameras), -1, 3))
-    z, aside = local[..., 2], local[..., :2].norm(dim=-1)
-    distance = local.norm(dim=-1)
+    distance, z, aside = local.norm(dim=-1), local[..., 2], local[..., :2].norm(dim=-1)
     sin = (radii / distance.clamp(min=1e-12)).clamp(max=1.0)
-    cos = (1.0 - sin * sin).sqrt()
-    # cos(theta) and cos(theta + phi), times the distance; where the latter is not above 0 the ball reaches to the side.
-    edge = z * cos - aside * sin
-    reach = torch.where(edge > 0.0, radii * distance / (z.clamp(min=1e-12) * edge.clamp(min=1e-12)), torch.inf)
-    ahead = z + radii > 0.0
-    pixels, _ = cameras.project(centers.expand(len(cameras), -1, 3))
+    theta, phi = torch.atan2(aside, z), torch.asin(sin)
+    outward, inward = (theta + phi).cos(), (theta - phi).cos()
+    reach = sin / (theta.cos() * torch.maximum(outward, 0.5 * inward)).clamp(min=1e-12)
     if cameras.lenses is not None:
-        fisheye = cameras.lenses.fisheye[:, None]
-        reach = _THROUGH_A_LENS * torch.where(fisheye, torch.asin(sin), reach)
-        ahead = ahead | fisheye
+        reach = _THROUGH_A_LENS * torch.where(cameras.lenses.fisheye[:, None], phi, reach)
+    pixels, _ = cameras.project(centers.expand(len(cameras), -1, 3))
     margin = reach[..., None] * cameras.focal[:, None]
     size = cameras.image_size_hw.flip(-1).to(pixels)[:, None]
-    inside = ((pixels > -margin) & (pixels < size + margin)).all(dim=-1) | (edge <= 0.0)
-    holds_camera = distance <= radii
-    return ((inside & ahead) | holds_camera) & (distance + radii >= nearest)
+    inside = ((pixels > -margin) & (pixels < size + margin)).all(dim=-1)
+    within = theta - phi <= _corner_angles(cameras)[:, None]
+    shown = (inside | (z <= 0.0)) & within
+    return (shown | (distance <= radii)) & (distance + radii >= nearest)
+
+
+def _corner_angles(cameras: Cameras) -> Float[Tensor, "B"]:
+    """How far off the axis of each view the farthest corner of its image is."""
+    size = cameras.image_size_hw.flip(-1).to(cameras.focal)[:, None]
+    corners = size * torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], device=cameras.device)
+    number = torch.arange(len(cameras), device=cameras.device)[:, None].expand(-1, 4)
+    _, directions = cameras.pixel_rays(corners, number)
+    cos = (directions * cameras.forward_axes[:, None]).sum(dim=-1)
+    return torch.acos(cos.clamp(-1.0, 1.0)).amax(dim=-1)
