@@ -48,7 +48,7 @@ MOST: Mapping[str, int] = {
     "image_width": 20,
     "render_image_height": 8,
     "render_image_width": 8,
-    "resolution": 16,
+    "resolution": 32,  # of occupancy grids too
     "num_views": 4,
     "num_test_views": 2,
     # rays and their samples; what is 0 or 1 stays so
@@ -76,6 +76,9 @@ MOST: Mapping[str, int] = {
     "n_components": 6,
     "n_train_views": 6,
     "first_test_view": 6,
+    "log2_hashmap_size": 10,
+    "finest_resolution": 64,
+    "sample_budget_training": 2048,
     # batches, a few at a time
     "batch_size": 4,
     "num_workers": 0,
@@ -94,6 +97,8 @@ SET: Mapping[str, object] = {
 """Lengths of runs, and what is said of them."""
 SMALLEST_NETWORK = {"resnet34": "resnet18"}
 """For the key `name` of feature extractors."""
+OCCUPANCY_STEP = 0.1
+"""Between samples in an occupancy grid, world units."""
 CATEGORY = "solids"
 """The category that is made here, for that of a recipe."""
 N_STEPS = 20
@@ -117,6 +122,8 @@ def cut(value: Any, key: str = "") -> Any:
         return min(value, MOST["batch_size"])
     if key in ("render_image_height", "render_image_width") and value is None:
         return MOST[key]
+    if key == "step_size" and value is None:
+        return OCCUPANCY_STEP
     if key == "name":
         return SMALLEST_NETWORK.get(value, value)
     if key in MOST and isinstance(value, int):
