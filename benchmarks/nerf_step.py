@@ -1,14 +1,21 @@
-"""Time of one training step of the classic NeRF, everything included, by precision and number of rays.
+"""Time of one training step of the classic NeRF, everything included, by precision, number of rays and way to run it.
 
     python -m benchmarks.nerf_step --steps 200
+    python -m benchmarks.nerf_step --steps 200 --capture eager --kernels torch --precision bf16 --rays 1024
 
 The step is the trainer's own: pixels drawn from a resident scene, rays, 64 coarse and 64 + 128 fine samples through two
-8x256 networks, losses, backward, gradient norm, Adam. The scene's pixels are random: time does not depend on them.
+8x256 networks, losses, backward, gradient norm, Adam, sums of metrics, a learning rate that changes at each step. The
+scene's pixels are random: time does not depend on them. Steps are taken one behind the other, as in training, and
+timed on the device; eager and captured ones take turns. What comes before (compiling, warming up, the capture) is
+listed apart. Memory is the most that was allocated from the first byte of the scene on.
 """
 
 import argparse
+import gc
 import statistics
 import time
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +28,18 @@ from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
 from nerf_trainer.frames import FrameData, PixelStore
 from nerf_trainer.models.overfit import OverfitModel
 from nerf_trainer.models.photographs import Background
+from nerf_trainer.ops.backend import Kernels
 from nerf_trainer.randomness import seed_streams
 from nerf_trainer.rays.samplers import NearFarRaySampler
 from nerf_trainer.renderers.multipass import MultiPassEmissionAbsorptionRenderer
+from nerf_trainer.training.captured import FIRST_WARM_UP
 from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory
 from nerf_trainer.training.runtime import Precision, Runtime
+from nerf_trainer.training.stats import Statistics
 from nerf_trainer.training.step import TrainingStep
 
 N_IMAGES, SIZE = 100, 400
+WAYS = {"eager": (False,), "captured": (True,), "both": (False, True)}
 
 
 def scene(device: torch.device) -> FrameData:
@@ -73,48 +84,121 @@ def classic_nerf(n_rays: int) -> OverfitModel:
     )
 
 
-def measure(precision: Precision, n_rays: int, n_warmup: int, n_steps: int) -> dict[str, Any]:
-    """Median, tenth and ninetieth percentile of the milliseconds a step takes, and the peak of allocated memory."""
-    runtime = Runtime(precision=precision)
-    model = classic_nerf(n_rays).to(runtime.device).train()
-    seed_streams(model, 0)
-    frames = scene(runtime.device)
-    step = TrainingStep(model, ImplicitronOptimizerFactory()(model)[0], runtime)
-    cuda = runtime.device.type == "cuda"
-    for _ in range(n_warmup):
-        step([frames])
+@dataclass(frozen=True)
+class Setting:
+    """What is timed."""
+
+    precision: Precision
+    rays: int
+    """Rays of a step."""
+    captured: bool
+    """Whether steps are one CUDA graph."""
+    kernels: Kernels
+
+
+class Training:
+    """Steps as a training takes them, on a scene of its own."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._runtime = Runtime(precision=setting.precision, kernels=setting.kernels)
+        self._model = classic_nerf(setting.rays).to(self._runtime.device).train()
+        seed_streams(self._model, 0)
+        factory = ImplicitronOptimizerFactory(lr_policy="Exponential", update_every_step=True)
+        optimizer, self._schedule = factory(self._model)
+        self._stats = Statistics(self._runtime, None)
+        self.said: list[str] = []
+        self.step = TrainingStep(
+            self._model, optimizer, self._runtime, 0.0, setting.captured, self._stats.accumulate, self.said.append
+        )
+        self._frames = scene(self._runtime.device)
+        self._n = 0
+
+    def take(self) -> None:
+        """One step, and what a session does around it."""
+        self._schedule.set_epoch(0, (self._n % 100_000) / 100_000)
+        self._model.before_step(self._n)
+        self._stats.count(self.step([self._frames]))
+        self._n += 1
+
+
+def timed(setting: Setting, n_warmup: int, n_steps: int) -> dict[str, Any]:
+    """Milliseconds of each of some steps, and what it took to get there."""
+    cuda = torch.cuda.is_available()
     if cuda:
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    times = [_timed(step, frames, cuda) for _ in range(n_steps)]
-    # Back to back, as in training, the host runs ahead of the device.
+    training = Training(setting)
     began = time.perf_counter()
-    for _ in range(n_steps):
-        step([frames])
+    for _ in range(FIRST_WARM_UP + 1):
+        training.take()
     if cuda:
         torch.cuda.synchronize()
+    first = time.perf_counter() - began
+    if setting.captured and not training.step.is_captured:
+        raise SystemExit("\n".join(training.said) or "step: eager, for there is no GPU; give --capture eager")
+    for _ in range(n_warmup):
+        training.take()
+    times, in_a_row = on_device(training, n_steps) if cuda else on_host(training, n_steps)
+    return {
+        "times": times,
+        "in_a_row": in_a_row,
+        "first_steps_s": first,
+        "capture_s": training.step.capture_seconds,
+        "peak": torch.cuda.max_memory_allocated() if cuda else 0,
+    }
+
+
+def on_device(training: Training, n_steps: int) -> tuple[list[float], float]:
+    """Milliseconds of each step between events on the device, and of all by the clock, a step's mean."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(n_steps + 1)]
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    marks[0].record()
+    for mark in marks[1:]:
+        training.take()
+        mark.record()
+    torch.cuda.synchronize()
     in_a_row = (time.perf_counter() - began) / n_steps * 1e3
+    return [a.elapsed_time(b) for a, b in pairwise(marks)], in_a_row
+
+
+def on_host(training: Training, n_steps: int) -> tuple[list[float], float]:
+    """The same on a CPU, by the clock."""
+    marks = [time.perf_counter()]
+    for _ in range(n_steps):
+        training.take()
+        marks.append(time.perf_counter())
+    return [(b - a) * 1e3 for a, b in pairwise(marks)], (marks[-1] - marks[0]) / n_steps * 1e3
+
+
+def measure(settings: list[Setting], n_warmup: int, n_steps: int, n_turns: int) -> list[dict[str, Any]]:
+    """Median, tenth and ninetieth percentile of the milliseconds a step takes, of settings that take turns."""
+    parts: dict[Setting, list[dict[str, Any]]] = {setting: [] for setting in settings}
+    for _ in range(n_turns):
+        for setting in settings:
+            parts[setting].append(timed(setting, n_warmup, -(-n_steps // n_turns)))
+    return [_row(setting, of_setting) for setting, of_setting in parts.items()]
+
+
+def _row(setting: Setting, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    times = [ms for part in parts for ms in part["times"]]
+    in_a_row = statistics.mean(part["in_a_row"] for part in parts)
     tenths = statistics.quantiles(times, n=10)
     return {
-        "precision": precision.value,
-        "rays": n_rays,
+        "precision": setting.precision.value,
+        "rays": setting.rays,
+        "captured": setting.captured,
+        "kernels": setting.kernels.value,
         "ms_median": round(statistics.median(times), 3),
         "ms_p10": round(tenths[0], 3),
         "ms_p90": round(tenths[-1], 3),
         "ms_in_a_row": round(in_a_row, 3),
-        "rays_per_s": round(n_rays / in_a_row * 1e3),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3) if cuda else None,
+        "rays_per_s": round(setting.rays / in_a_row * 1e3),
+        "first_steps_s": round(parts[0]["first_steps_s"], 3),
+        "capture_s": round(parts[0]["capture_s"], 3),
+        "peak_gib": round(max(part["peak"] for part in parts) / 2**30, 3),
     }
-
-
-def _timed(step: TrainingStep, frames: FrameData, cuda: bool) -> float:
-    """Milliseconds of one step with the device idle before and after."""
-    if cuda:
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    step([frames])
-    if cuda:
-        torch.cuda.synchronize()
-    return (time.perf_counter() - began) * 1e3
 
 
 def main() -> None:
@@ -123,14 +207,23 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=20, help="steps before those")
     parser.add_argument("--rays", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--precision", nargs="+", default=["fp32", "tf32", "bf16"])
+    parser.add_argument("--capture", choices=["eager", "captured", "both"], default="both", help="ways to run a step")
+    parser.add_argument("--kernels", nargs="+", default=["auto"], help="auto, triton, torch: any of them")
+    parser.add_argument("--turns", type=int, default=2, help="turns that the counted steps are divided into")
     parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
     parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
     options = parser.parse_args()
     rows = []
     for n_rays in options.rays:
         for name in options.precision:
-            rows.append(measure(Precision(name), n_rays, options.warmup, options.steps))
-            print(rows[-1], flush=True)
+            settings = [
+                Setting(Precision(name), n_rays, captured, Kernels(kernels))
+                for kernels in options.kernels
+                for captured in WAYS[options.capture]
+            ]
+            for row in measure(settings, options.warmup, options.steps, options.turns):
+                rows.append(row)
+                print(row, flush=True)
     record = {"benchmark": "nerf_step", **passport(options.commit), "steps": options.steps, "rows": rows}
     print("written to", write("nerf_step", record, options.out))
 

@@ -25,6 +25,8 @@ RGBA_BYTES = 4
 """What a pixel takes in a `PixelStore`."""
 INDEX_BYTES = 4
 """What it takes there besides where masks say which pixels may be drawn."""
+POOLS_ON_DEVICE = 3
+"""Pools of a scene that is streamed: the one in use, the next, and a copy that a captured training step reads."""
 
 
 class DataLoaderMapProviderBase(ReplaceableBase):
@@ -56,8 +58,8 @@ class ResidentDataLoaderMapProvider(DataLoaderMapProviderBase):
     dataset_length_test: int = 0
     """Test views, spread evenly over the split; 0 for all."""
     max_memory: float = 8.0
-    """Gigabytes (1e9 bytes) that the training pixels may take on the device; more are streamed, in two pools of half as
-    much."""
+    """Gigabytes (1e9 bytes) that the training pixels may take on the device; more are streamed, in pools of a third as
+    much: one in use, the next, and what a captured training step reads."""
     steps_per_pool: int = 500
     """Steps that a pool of images serves where training pixels are streamed."""
     num_workers: int = 0
@@ -90,12 +92,13 @@ class ResidentDataLoaderMapProvider(DataLoaderMapProviderBase):
         if needed <= allowed:
             return ResidentFrameLoader(train, self.dataset_length_train), ()
         largest = int(train.image_sizes_hw.prod(dim=1).max()) * pixel_bytes
-        n_frames = int(allowed / 2 // largest)
+        n_frames = int(allowed / POOLS_ON_DEVICE // largest)
         if n_frames < 1:
+            fewest = POOLS_ON_DEVICE * largest / 1e9
             raise DataError(
                 f"max_memory: the {len(train)} training images take {needed / 1e9:.3g} GB on the device, found"
-                f" {self.max_memory:g}, expected at least {2 * largest / 1e9:.3g}, room for two of the largest; raise"
-                " max_memory, or downscale the images"
+                f" {self.max_memory:g}, expected at least {fewest:.3g}, room for {POOLS_ON_DEVICE} of the largest;"
+                " raise max_memory, or downscale the images"
             )
         loader = StreamingFrameLoader(train, self.dataset_length_train, n_frames, self.steps_per_pool, self.num_workers)
         notice = (

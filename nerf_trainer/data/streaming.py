@@ -20,7 +20,10 @@ from nerf_trainer.randomness import derive_seed
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """Which frames each pool has: shuffled passes over all frames, dealt to the ranks, each share cut into pools."""
+    """Which frames each pool has: shuffled passes over all frames, dealt to the ranks, each share cut into pools.
+
+    All pools have the same number of frames, so that steps on images of one size have one shape and can be captured.
+    """
 
     n_frames: int
     """Frames of the dataset."""
@@ -40,8 +43,13 @@ class PoolPlan:
 
     @property
     def pools_of_pass(self) -> int:
-        """Pools that a pass takes; their sizes differ by one frame at most."""
+        """Pools that a pass takes."""
         return -(-self.n_frames_of_pass // self.most_frames)
+
+    @property
+    def frames_of_pool(self) -> int:
+        """Frames that each pool has; where pools don't divide a pass, neighbours have a frame in common."""
+        return -(-self.n_frames_of_pass // self.pools_of_pass)
 
     def frames(self, number: int) -> list[int]:
         """The frames of pool `number`, counted from the run's first; no frame twice."""
@@ -49,8 +57,8 @@ class PoolPlan:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "pools", n_pass))
         order = torch.randperm(self.n_frames, generator=generator)
         share = (torch.arange(self.n_frames_of_pass) * self.world_size + self.rank) % self.n_frames
-        first, last = (i * self.n_frames_of_pass // self.pools_of_pass for i in (within, within + 1))
-        return order[share[first:last]].tolist()
+        first = within * self.n_frames_of_pass // self.pools_of_pass
+        return order[share[first : first + self.frames_of_pool]].tolist()
 
 
 class StreamingFrameLoader(FrameLoader):

@@ -111,14 +111,14 @@ def test_memory_is_counted_before_anything_is_decoded(scene, datasets):
     (notice,) = streaming.notices
     assert isinstance(streaming.train, StreamingFrameLoader) and len(streaming.train) == 7
     assert (
-        "the 6 training images take 1.84e-05 GB" in notice and "2 at a time for 500 steps; raise max_memory" in notice
+        "the 6 training images take 1.84e-05 GB" in notice and "1 at a time for 500 steps; raise max_memory" in notice
     )
     with pytest.raises(
-        DataError, match=r"max_memory: .* expected at least 6.14e-06, room for two of the largest"
+        DataError, match=r"max_memory: .* expected at least 9.22e-06, room for 3 of the largest"
     ) as caught:
-        loaders(1.999 * image)
+        loaders(2.999 * image)
     assert len(notice) < 400 and len(str(caught.value)) < 400 and "\n" not in str(caught.value)
-    assert "1 at a time" in loaders(2.001 * image).notices[0]
+    assert "1 at a time" in loaders(3.001 * image).notices[0]
 
 
 def test_masks_of_what_counts_are_counted_in():
@@ -131,12 +131,12 @@ def test_masks_of_what_counts_are_counted_in():
 
 def test_streamed_batches_come_through_the_provider(datasets):
     provider = ResidentDataLoaderMapProvider(
-        max_memory=4 * 24 * 32 * 4.001 / 1e9, dataset_length_train=6, steps_per_pool=2
+        max_memory=4 * 24 * 32 * 4.001 / 1e9, dataset_length_train=12, steps_per_pool=2
     )
     train = provider.get_data_loader_map(datasets).train
     train.place("cpu", seed=0)
     pools = [frames.frame_number for frames in train.steps(0)]
-    assert [len(pool) for pool in pools] == [2] * 6 and pools[::2] == pools[1::2]
+    assert [len(pool) for pool in pools] == [1] * 12 and pools[::2] == pools[1::2]
     assert sorted(sum(pools[::2], ())) == list(range(6))
 
 

@@ -199,3 +199,16 @@ def test_resampling_to_a_wrong_shape_is_refused():
     optimizer.step()
     with pytest.raises(ValueError, match="resampled"):
         carry_over_(optimizer, [ParameterReplacement(model.weight, nn.Parameter(torch.zeros(1, 3)), lambda t: t)])
+
+
+def test_eps_is_adams():
+    """A gradient as small as eps moves a weight by half of the rate, and eps of 1e-15 leaves it the whole of it."""
+    for eps, moved in ((1e-8, 0.05), (1e-15, 0.1)):
+        model = nn.Module()
+        model.w = nn.Parameter(torch.tensor([2.0]))
+        optimizer, _ = ImplicitronOptimizerFactory(lr=0.1, eps=eps)(model)
+        model.w.grad = torch.tensor([1e-8])
+        optimizer.step()
+        assert model.w.item() == pytest.approx(2.0 - moved, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"eps: -1\.0 is negative"):
+        ImplicitronOptimizerFactory(eps=-1.0)
