@@ -1,7 +1,7 @@
 """How many operations one training step of the classic NeRF is made of, and where they come from.
 
     python -m benchmarks.step_ops                       # counts by place, on any device
-    python -m benchmarks.step_ops --profile             # on a GPU: the kernels of a step, with their microseconds
+    python -m benchmarks.step_ops --profile --captured  # on a GPU: the kernels of a step, with their microseconds
 
 Counted are the operations that torch dispatches with at least one kernel's work: views, which only make a new
 description of memory, are left out. On a GPU nearly each is one launch; a fused op of ours, which launches its kernel
@@ -20,13 +20,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.nerf_step import classic_nerf, scene
+from benchmarks.nerf_step import Setting, Training
 from benchmarks.record import passport, write
-from nerf_trainer.frames import FrameData
-from nerf_trainer.randomness import seed_streams
-from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory
-from nerf_trainer.training.runtime import Precision, Runtime
-from nerf_trainer.training.step import TrainingStep
+from nerf_trainer.ops.backend import Kernels
+from nerf_trainer.training.runtime import Precision
 
 PACKAGE = "nerf_trainer/"
 FREE = frozenset(
@@ -44,7 +41,7 @@ class OperationCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func).rsplit(".", 1)[0]
-        if not func.is_view and name not in FREE:
+        if not func.is_view and name not in FREE and not name.startswith("profiler."):
             node = torch._C._current_autograd_node()
             direction = "forward" if node is None else "backward"
             self.counts[direction, _place_now() if node is None else _place_of(node), name] += 1
@@ -79,21 +76,13 @@ def _traced_graph() -> Iterator[None]:
         yield
 
 
-def one_step(precision: Precision, n_rays: int) -> tuple[TrainingStep, FrameData]:
-    """The step that `benchmarks.nerf_step` times, and its batch."""
-    runtime = Runtime(precision=precision)
-    model = classic_nerf(n_rays).to(runtime.device).train()
-    seed_streams(model, 0)
-    return TrainingStep(model, ImplicitronOptimizerFactory()(model)[0], runtime), scene(runtime.device)
-
-
-def count(precision: Precision, n_rays: int) -> Counter[tuple[str, str, str]]:
+def count(setting: Setting) -> Counter[tuple[str, str, str]]:
     """The operations of the second step, by direction, place and name."""
-    step, frames = one_step(precision, n_rays)
-    step([frames])
+    training = Training(setting)
+    training.take()
     counter = OperationCounter()
     with _traced_graph(), counter:
-        step([frames])
+        training.take()
     return counter.counts
 
 
@@ -124,15 +113,15 @@ def show(rows: list[dict[str, Any]]) -> None:
     print(f"{'all':58s} {forward:8d} {backward:8d}")
 
 
-def profile(precision: Precision, n_rays: int, n_warmup: int, n_steps: int) -> list[dict[str, Any]]:
+def profile(setting: Setting, n_warmup: int, n_steps: int) -> list[dict[str, Any]]:
     """The kernels of a step on a GPU, most time first: launches a step and microseconds a step."""
-    step, frames = one_step(precision, n_rays)
+    training = Training(setting)
     for _ in range(n_warmup):
-        step([frames])
+        training.take()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(n_steps):
-            step([frames])
+            training.take()
         torch.cuda.synchronize()
     kernels = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
     return [
@@ -157,6 +146,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rays", type=int, default=1024)
     parser.add_argument("--precision", default="fp32", help="fp32, tf32 or bf16")
+    parser.add_argument("--kernels", default="auto", help="auto, triton or torch")
+    parser.add_argument("--captured", action="store_true", help="with --profile, steps as one CUDA graph")
     parser.add_argument("--profile", action="store_true", help="kernels of a GPU with their times, instead of counts")
     parser.add_argument("--warmup", type=int, default=20, help="steps before profiled ones")
     parser.add_argument("--steps", type=int, default=20, help="profiled steps")
@@ -165,19 +156,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
     parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
     options = parser.parse_args()
-    precision = Precision(options.precision)
+    captured = options.captured and options.profile
+    setting = Setting(Precision(options.precision), options.rays, captured, Kernels(options.kernels))
     if options.profile:
         if not torch.cuda.is_available():
             parser.error("--profile needs a CUDA device")
-        rows = profile(precision, options.rays, options.warmup, options.steps)
+        rows = profile(setting, options.warmup, options.steps)
         show_kernels(rows, options.show)
     else:
-        rows = table(count(precision, options.rays))
+        rows = table(count(setting))
         show(rows)
     if options.record:
         name = "step_kernels" if options.profile else "step_ops"
-        settings = {"rays": options.rays, "precision": options.precision}
-        record = {"benchmark": name, **passport(options.commit), **settings, "rows": rows}
+        what = {"rays": setting.rays, "precision": setting.precision.value, "captured": captured}
+        what["kernels"] = setting.kernels.value
+        record = {"benchmark": name, **passport(options.commit), **what, "rows": rows}
         print("written to", write(name, record, options.out))
 
 

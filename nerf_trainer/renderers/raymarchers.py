@@ -64,7 +64,7 @@ class AccumulativeRaymarcherBase(RaymarcherBase):
         lengths = ray_bundle.lengths
         assert lengths is not None, "a raymarcher needs samples along the rays"
         with torch.autocast(lengths.device.type, enabled=False):
-            density = outputs.densities[..., 0].float()
+            density = outputs.densities.squeeze(-1).float()
             density = density if density_noise is None else density + density_noise
             weights, opacity = self.weigh(self.widths(ray_bundle) * (density.relu() if self.density_relu else density))
             features = accumulate(weights, outputs.features.float())
@@ -106,7 +106,7 @@ class EmissionAbsorptionRaymarcher(AccumulativeRaymarcherBase):
         assert lengths is not None, "a raymarcher needs samples along the rays"
         with torch.autocast(lengths.device.type, enabled=False):
             seen = composite(
-                outputs.densities[..., 0],
+                outputs.densities.squeeze(-1),
                 outputs.features,
                 lengths,
                 ray_bundle.directions,
