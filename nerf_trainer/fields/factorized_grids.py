@@ -8,7 +8,6 @@ nodes a line and 4 a plane instead of 8. The basis matrix (R, C) holds a row for
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.voxel_grids import Box, VoxelGridBase
 from nerf_trainer.ops.grid_sample import grid_total_variation, interpolate_grid, resample_grid
 from nerf_trainer.ops.precision import full_float32
+from nerf_trainer.ops.vm_sample import vm_components
 
 LINE_WEIGHT = 0.1
 """Weight of lines beside planes in the total variation, which is their ratio in the loss of Chen et al. 2022."""
@@ -66,7 +66,8 @@ class CPFactorizedVoxelGrid(VoxelGridBase):
 
     def evaluate(self, values: Mapping[str, Tensor], local: Float[Tensor, "M 3"]) -> Float[Tensor, "M C"]:
         x, y, z = (_factor(self, values, name, local) for name in _LINES)
-        return _features(x * y * z, values)
+        components = x * y * z
+        return _product(components, values[_BASIS]) if self.basis_matrix else components.sum(dim=-1, keepdim=True)
 
     def resample(self, value: Tensor, name: str, resolution: Sequence[int], box: Box) -> Tensor:
         return _resampled(self, value, name, resolution, box)
@@ -139,10 +140,11 @@ class VMFactorizedVoxelGrid(VoxelGridBase):
         return [mode for mode, n in zip(_MODES, self._counts, strict=True) if n]
 
     def evaluate(self, values: Mapping[str, Tensor], local: Float[Tensor, "M 3"]) -> Float[Tensor, "M C"]:
-        products = [
-            _factor(self, values, plane, local) * _factor(self, values, line, local) for plane, line in self._modes()
-        ]
-        return _features(torch.cat(products, dim=-1), values)
+        planes, lines = ([values.get(name) for name in names] for names in zip(*_MODES, strict=True))
+        how = (self.mode, self.padding, self.align_corners)
+        if _BASIS not in values:
+            return vm_components(planes, lines, local, *how, summed=True)
+        return _product(vm_components(planes, lines, local, *how), values[_BASIS])
 
     def resample(self, value: Tensor, name: str, resolution: Sequence[int], box: Box) -> Tensor:
         return _resampled(self, value, name, resolution, box)
@@ -179,12 +181,10 @@ def _factor(
     return interpolate_grid(values[name], local[:, _AXES[name]], grid.mode, grid.padding, grid.align_corners)
 
 
-def _features(components: Float[Tensor, "M R"], values: Mapping[str, Tensor]) -> Float[Tensor, "M C"]:
+def _product(components: Float[Tensor, "M R"], basis: Float[Tensor, "R C"]) -> Float[Tensor, "M C"]:
     """Features of components; in the values' own precision, since a density may be the sum of large products."""
-    if _BASIS not in values:
-        return components.sum(dim=-1, keepdim=True)
     with full_float32(components.device.type):
-        return components @ values[_BASIS]
+        return components @ basis
 
 
 def _resampled(grid: VoxelGridBase, value: Tensor, name: str, resolution: Sequence[int], box: Box) -> Tensor:
