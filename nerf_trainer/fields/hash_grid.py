@@ -10,9 +10,10 @@ from torch import Tensor
 from nerf_trainer.config import registry
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.base import FieldInputs, FieldOutputs, ImplicitFunctionBase
-from nerf_trainer.geometry.contraction import CONTRACTED_RADIUS, Norm, contract
+from nerf_trainer.geometry.contraction import CONTRACTED_RADIUS, Norm
 from nerf_trainer.networks.hash_encoding import HashEncoding
 from nerf_trainer.networks.small_mlp import SmallMLP
+from nerf_trainer.ops.cube_places import cube_places
 from nerf_trainer.ops.hash_encode import HashLevels
 from nerf_trainer.ops.log_density import log_density
 from nerf_trainer.ops.spherical_harmonics import MOST_DEGREES, spherical_harmonics
@@ -30,9 +31,9 @@ class Contraction(Enum):
     """All of space, contracted into a box twice as wide; the box itself stays as it is."""
 
     @property
-    def norm(self) -> Norm:
-        """The norm of the contraction."""
-        return Norm.LINF if self is Contraction.BOX else Norm.L2
+    def norm(self) -> Norm | None:
+        """The norm of the contraction, if there is one."""
+        return {Contraction.NONE: None, Contraction.SPHERE: Norm.L2, Contraction.BOX: Norm.LINF}[self]
 
 
 @registry.register
@@ -135,18 +136,19 @@ class HashGridImplicitFunction(ImplicitFunctionBase):
             raise ConfigError(f"{type(self).__name__}: {error}") from None
 
     def forward(self, ray_bundle: RayBundle, inputs: FieldInputs) -> FieldOutputs:
-        shape = ray_bundle.points.shape[:-1]
+        assert ray_bundle.lengths is not None, "a field needs samples along the rays"
+        shape = ray_bundle.lengths.shape
         densities, colors = self._evaluate(ray_bundle, with_color=True)
         return FieldOutputs(densities=densities.view(*shape, 1), features=colors.view(*shape, self.spec.color_dim))
 
     def densities(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Float[Tensor, "*rays S 1"]:
-        return self._evaluate(ray_bundle, with_color=False)[0].view(*ray_bundle.points.shape[:-1], 1)
+        assert ray_bundle.lengths is not None, "a field needs samples along the rays"
+        return self._evaluate(ray_bundle, with_color=False)[0].view(*ray_bundle.lengths.shape, 1)
 
     def _evaluate(self, ray_bundle: RayBundle, with_color: bool) -> tuple[Float[Tensor, "M 1"], Float[Tensor, "M C"]]:
         """Densities and colours at the samples; colours have no channels where they are not wanted."""
-        points = ray_bundle.points
-        places, inside = self.encoded_places(points.reshape(-1, 3))
-        directions = self._directions(ray_bundle, points.shape[-2]) if with_color else None
+        places, inside = self.encoded_places(ray_bundle)
+        directions = self._directions(ray_bundle) if with_color else None
         if inside is None or places.is_cuda:
             return self._evaluate_all(places, directions, inside, ray_bundle.n_used)
         rows = inside.nonzero()[:, 0]
@@ -158,8 +160,10 @@ class HashGridImplicitFunction(ImplicitFunctionBase):
             colors.new_zeros(n, colors.shape[1]).index_copy(0, rows, colors),
         )
 
-    def _directions(self, ray_bundle: RayBundle, n_samples: int) -> Shaped[Tensor, "M K"]:
+    def _directions(self, ray_bundle: RayBundle) -> Shaped[Tensor, "M K"]:
         """The encoded view direction of each sample; encoded once a ray."""
+        assert ray_bundle.lengths is not None, "a field needs samples along the rays"
+        n_samples = ray_bundle.lengths.shape[-1]
         basis = spherical_harmonics(ray_bundle.view_directions.reshape(-1, 3), self.n_harmonic_degrees)
         return basis[:, None].expand(-1, n_samples, -1).reshape(-1, basis.shape[-1])
 
@@ -177,11 +181,14 @@ class HashGridImplicitFunction(ImplicitFunctionBase):
             return density, density[:, :0]
         return density, torch.sigmoid(self.color_network(directions, n_used, geometry))
 
-    def encoded_places(self, points: Float[Tensor, "M 3"]) -> tuple[Float[Tensor, "M 3"], Bool[Tensor, "M"] | None]:
-        """Where world points lie in the encoding's cube [0, 1]^3, and which of them the field fills; None: all."""
-        with torch.autocast(points.device.type, enabled=False):
-            local = (points.float() - self.box_center) * (2.0 / self.box_extents)
-            if self.contraction is Contraction.NONE:
-                return 0.5 * local + 0.5, (local.abs() <= 1.0).all(dim=-1)
-            contracted = contract(local, self.contraction.norm)
-            return contracted * (0.5 / CONTRACTED_RADIUS) + 0.5, None
+    def encoded_places(self, ray_bundle: RayBundle) -> tuple[Float[Tensor, "M 3"], Bool[Tensor, "M"] | None]:
+        """Where samples lie in the encoding's cube [0, 1]^3, and which of them the field fills; None: all."""
+        assert ray_bundle.lengths is not None, "a field needs samples along the rays"
+        return cube_places(
+            ray_bundle.origins.reshape(-1, 3),
+            ray_bundle.directions.reshape(-1, 3),
+            ray_bundle.lengths.reshape(-1, ray_bundle.lengths.shape[-1]),
+            self.box_center,
+            self.box_extents,
+            self.contraction.norm,
+        )

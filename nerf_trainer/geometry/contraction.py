@@ -15,7 +15,7 @@ from torch import Tensor
 CONTRACTED_RADIUS = 2.0
 """Radius of what all of space is contracted into; nothing reaches it but rounding."""
 
-_FARTHEST = 1e18
+FARTHEST = 1e18
 """Coordinates are taken for no larger than this, so that squares of them have room in float32."""
 
 
@@ -33,7 +33,7 @@ def contract(points: Float[Tensor, "*n 3"], norm: Norm = Norm.L2) -> Float[Tenso
 
     Differentiable; gradients are finite everywhere, at the origin and in the far distance too.
     """
-    points = points.clamp(-_FARTHEST, _FARTHEST)
+    points = points.clamp(-FARTHEST, FARTHEST)
     r = _radius(points, norm)
     return points * ((2.0 - 1.0 / r) / r)
 

@@ -42,6 +42,11 @@ def rays(n: int = 20, n_samples: int = 16, far: float = 6.0) -> RayBundle:
     return sampler.draw(orbit(3))
 
 
+def at(points: Tensor) -> RayBundle:
+    """Rays of one sample each, at these points."""
+    return rays(n=len(points)).at(points[None])
+
+
 def test_both_usual_layouts_have_the_published_size() -> None:
     """12.2 and 11.7 million numbers in the table; 10,240 in the networks, but for the padding of 3 channels to 16."""
     mlps = 32 * 64 + 64 * 16 + 32 * 64 + 64 * 64 + 64 * 3
@@ -93,7 +98,7 @@ def test_density_starts_at_the_bias_and_is_zero_outside() -> None:
 
 def test_faces_of_the_box_belong_to_it() -> None:
     module = field()
-    places, inside = module.encoded_places(torch.tensor([[1.5, -1.5, 1.5], [1.5001, 0.0, 0.0]]))
+    places, inside = module.encoded_places(at(torch.tensor([[1.5, -1.5, 1.5], [1.5001, 0.0, 0.0]])))
     assert inside is not None and inside.tolist() == [True, False]
     assert places[0].tolist() == [1.0, 0.0, 1.0]
 
@@ -102,7 +107,7 @@ def test_faces_of_the_box_belong_to_it() -> None:
 def test_contracted_space_is_all_filled_and_the_box_is_its_middle(contraction: Contraction) -> None:
     module = field(contraction=contraction)
     points = torch.tensor([[0.0, 0, 0], [1.5, 0, 0], [0, -3.0, 0], [1e9, 0, 0]])
-    places, inside = module.encoded_places(points)
+    places, inside = module.encoded_places(at(points))
     assert inside is None
     expected = [[0.5, 0.5, 0.5], [0.75, 0.5, 0.5], [0.5, 0.5 - 1.5 / 4, 0.5], [1.0, 0.5, 0.5]]
     torch.testing.assert_close(places, torch.tensor(expected))
@@ -151,9 +156,8 @@ def test_padding_of_packed_samples_gives_no_gradient() -> None:
 
 def test_masking_all_and_gathering_those_inside_are_the_same() -> None:
     module, bundle = grown(), rays()
-    points = bundle.points.reshape(-1, 3)
-    places, inside = module.encoded_places(points)
-    densities, colors = module._evaluate_all(places, module._directions(bundle, 16), inside, None)
+    places, inside = module.encoded_places(bundle)
+    densities, colors = module._evaluate_all(places, module._directions(bundle), inside, None)
     outputs = module(bundle, NOTHING)
     assert inside is not None
     torch.testing.assert_close(outputs.densities.reshape(-1, 1), densities)
