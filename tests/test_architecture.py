@@ -43,7 +43,6 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/test_component_matrix.py": "every field under every renderer",
     "tests/test_golden.py": "every option of every component",
     "tests/test_reference_options.py": "every option of the reference",
-    "tests/test_recipes.py": "the recipes, with all that they choose",
     "tests/test_recipe_lifecycle.py": "the recipes, each through all that is done with a run",
     "tests/test_other_projects_recipes.py": "recipes that follow other projects",
     "tests/test_resume.py": "the recipes, stopped and continued",
