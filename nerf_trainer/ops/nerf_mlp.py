@@ -37,7 +37,8 @@ def nerf_mlp(
     fits = max(shape.width, shape.color_width) <= MOST_COLUMNS and shape.color_dim <= MOST_COLORS
     # Triton's own products of whole float32 numbers are far slower than the library's.
     exact = embedded.is_cuda and dtype is torch.float32 and not torch.backends.cuda.matmul.allow_tf32
-    if fits and not exact and dtype in (torch.float32, torch.bfloat16) and uses_triton(embedded):
+    has_kernels = fits and not exact and dtype in (torch.float32, torch.bfloat16) and embedded.shape[0] > 0
+    if has_kernels and uses_triton(embedded):
         from nerf_trainer.ops.kernels import nerf_mlp as kernels
 
         return kernels.nerf_mlp(embedded, per_ray, weights, dtype)

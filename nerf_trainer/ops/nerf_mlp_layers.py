@@ -72,8 +72,9 @@ def _forward(
         return hidden, [], outputs
     colors: list[Tensor] = []
     if weights.color_input is not None and per_ray is not None:
-        c = (hidden[-1] @ weights.color_input.T).view(per_ray.shape[0], -1, per_ray.shape[1])
-        colors.append(c.add_(per_ray.detach()[:, None]).relu_().view(-1, per_ray.shape[1]))
+        c = hidden[-1] @ weights.color_input.T
+        _by_ray(c, per_ray.shape[0]).add_(per_ray.detach()[:, None]).relu_()
+        colors.append(c)
         for weight, bias in weights.color_layers:
             colors.append(_linear_relu(colors[-1], weight, bias))
     outputs.append(_linear(colors[-1] if colors else hidden[-1], weights.color).float())
@@ -102,7 +103,7 @@ class _Backward:
                 _relu_backward_(g, self._colors[i + 1])
                 g = self._through(g, self._colors[i], weights.color_layers[i], self.grads.color_layers[i])
             _relu_backward_(g, self._colors[0])
-            per_ray = g.view(n_rays, -1, g.shape[1]).sum(dim=1, dtype=torch.float32)
+            per_ray = _by_ray(g, n_rays).sum(dim=1, dtype=torch.float32)
             torch.mm(g.T, self._hidden[-1], out=self.grads.color_input)
             g = g @ weights.color_input
         self._hidden_layers(g, grad_density)
@@ -144,6 +145,10 @@ def _linear(x: Tensor, weights: Linear) -> Tensor:
 def _linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """relu(x weight^T + bias): one kernel where the library has it so."""
     return torch._addmm_activation(bias, x, weight.T)
+
+
+def _by_ray(t: Float[Tensor, "N C"], n_rays: int) -> Float[Tensor, "R S C"]:
+    return t.view(n_rays, t.shape[0] // max(n_rays, 1), t.shape[1])
 
 
 def _relu_backward_(g: Tensor, output: Tensor) -> None:

@@ -41,13 +41,14 @@ CASES = {
     "odd": Case(),
     "whole blocks, two skips": Case(skips=(1, 3), n_rays=2 * BLOCK // 8, n_samples=8),
     "no skip, input wider than layers": Case(input_dim=37, skips=(), n_rays=3),
-    "padded widths": Case(input_dim=17, width=20, color_width=24),
+    "padded widths, many colours": Case(input_dim=17, width=20, color_width=24, color_dim=15),
     "one layer": Case(n_layers=1, skips=()),
     "deep colour, positive features": Case(n_color_layers=3, relu_bottleneck=True),
-    "wide colour": Case(color_width=32, color_dim=15),
     "no directions": Case(n_color_layers=0),
     "density alone": Case(n_color_layers=0, color_dim=0),
     "rays of one sample": Case(n_rays=130, n_samples=1),
+    "no rays": Case(n_rays=0),
+    "rays without samples": Case(n_rays=3, n_samples=0),
 }
 
 
@@ -128,10 +129,10 @@ def test_layer_by_layer_equals_the_twin(name: str) -> None:
 
 
 def test_what_was_not_kept_is_computed_again() -> None:
-    """Of 80 rays of 5 samples, 40 are kept, and at most 30 go back at once."""
+    """Of 60 rays of 5 samples, 40 are kept, and at most 30 go back at once."""
     from nerf_trainer.ops.kernels import nerf_mlp as kernels
 
-    case = Case(n_rays=80, n_color_layers=2)
+    case = Case(n_rays=60, n_color_layers=2)
     with triton_kernels(), patch.object(kernels, "KEPT_ROWS", 203), patch.object(kernels, "CHUNK_ROWS", 150):
         found = results(lambda *a: kernels.nerf_mlp(*a, torch.float32), case, DEVICE)
     assert largest_error(found, expected(case)) < (1e-5 if DEVICE.type == "cpu" else 2e-3)
@@ -151,8 +152,34 @@ def test_without_gradients_nothing_is_kept_and_the_outputs_are_the_same(name: st
         torch.testing.assert_close(f.cpu(), w, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("by_library", [False, True])
+def test_gradients_of_matrices_are_summed_over_chunks(by_library: bool) -> None:
+    """g^T x of every layer, over two chunks of 150 and 70 rows of buffers that are longer."""
+    from nerf_trainer.ops.kernels.nerf_mlp_gradients import MatrixGradients
+    from nerf_trainer.ops.kernels.nerf_mlp_packing import HEADS, Layout, gradient_room
+
+    layout = Layout.of(network(Case(n_color_layers=2)).shape, torch.float32)
+    _, room = gradient_room(layout, DEVICE)
+    gradients = MatrixGradients(layout, room, n_processors=3, by_library=by_library)
+    wanted, sizes = {name: torch.zeros_like(part).cpu() for name, part in room.items()}, {"heads": HEADS}
+    for n_rows in (150, 70):
+        g = {n: torch.randn(k, 256, sizes.get(n, 16)) for n, k in {"heads": 1, "hidden": 4, "color": 2}.items()}
+        x = {n: torch.randn(k, 256, 16) for n, k in {"x": 1, "hidden": 4, "color": 2}.items()}
+        gradients.add({n: t.to(DEVICE) for n, t in g.items()}, {n: t.to(DEVICE) for n, t in x.items()}, n_rows)
+        g, x = ({n: t[:, :n_rows] for n, t in stacks.items()} for stacks in (g, x))
+        wanted["hidden"] += g["hidden"][1:].mT @ x["hidden"][:3]
+        wanted["input"] += g["hidden"][[0, 2]].mT @ x["x"]
+        wanted["density"] += g["heads"].mT @ x["hidden"][3:]
+        wanted["color_input"] += g["color"][:1].mT @ x["hidden"][3:]
+        wanted["color_layers"] += g["color"][1:].mT @ x["color"][:1]
+        wanted["color"] += g["heads"].mT @ x["color"][1:]
+    gradients.finish()
+    for name, part in room.items():
+        torch.testing.assert_close(part.cpu(), wanted[name], rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_add_up_in_what_is_there() -> None:
-    case = CASES["odd"]
+    case = replace(CASES["odd"], n_rays=9)
     weights, (embedded, per_ray) = network(case), inputs(case)
     leaves = [t.to(DEVICE).requires_grad_() for t in weights.tensors()]
     per_ray = None if per_ray is None else per_ray.to(DEVICE)
@@ -173,7 +200,7 @@ def test_gradients_add_up_in_what_is_there() -> None:
 
 
 def test_a_weight_that_is_not_a_number_is_not_hidden_by_a_relu() -> None:
-    case = CASES["odd"]
+    case = replace(CASES["odd"], n_rays=9)
     weights, (embedded, per_ray) = network(case), inputs(case)
     weights.hidden[1][0][3, 4] = torch.nan
     on_device = NerfMLPWeights.from_tensors([t.to(DEVICE) for t in weights.tensors()], weights.shape)

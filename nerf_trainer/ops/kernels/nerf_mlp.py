@@ -33,7 +33,8 @@ BLOCK_M = 128
 BLOCK_N = 256
 """Columns of a layer's output at a time."""
 WARPS = 8
-STAGES = 3
+STAGES = 4
+"""Steps of a product that are loaded ahead: 192 KB of shared memory, all of a layer's four steps but one."""
 
 
 def nerf_mlp(
@@ -70,18 +71,19 @@ class _NerfMLP(torch.autograd.Function):
         for i, rows in enumerate(chunks):
             outputs = densities[rows], colors[rows]
             network.forward(x[rows.start :], _of_rays(per_ray, rows, embedded), outputs, None if i else kept)
-        ctx.network, ctx.kept, ctx.n_kept, ctx.n_rows, ctx.n_samples = network, kept, chunks[0].stop, n_rows, n_samples
+        ctx.save_for_backward(kept.x, kept.hidden, kept.color, per_ray)
+        ctx.network, ctx.n_kept, ctx.n_rows, ctx.n_samples = network, chunks[0].stop, n_rows, n_samples
         ctx.sizes = tuple(tuple(t.shape) for t in tensors)
-        ctx.per_ray = None if per_ray is None else per_ray.detach()
         ctx.set_materialize_grads(True)
         return densities, colors
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        backward = _Backward(ctx.network, ctx.kept, ctx.n_kept, ctx.per_ray, ctx.n_rows, ctx.n_samples)
+        *kept, per_ray = ctx.saved_tensors
+        backward = _Backward(ctx.network, _Kept(*kept), ctx.n_kept, per_ray, ctx.n_rows, ctx.n_samples)
         grad_input = backward.input_room() if ctx.needs_input_grad[0] else None
-        grad_per_ray = None if ctx.per_ray is None else torch.empty_like(ctx.per_ray)
+        grad_per_ray = None if per_ray is None else torch.empty_like(per_ray)
         grad_densities, grad_colors = (g.contiguous() for g in grad_outputs)
         with torch.autocast(grad_densities.device.type, enabled=False):
             grads = backward.run(grad_densities, grad_colors, grad_input, grad_per_ray)

@@ -12,10 +12,13 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from nerf_trainer.ops.kernels.nerf_mlp_packing import HEADS, Layout
+from nerf_trainer.ops.kernels.nerf_mlp_packing import Layout
 
 BLOCK_K = 64
 """Rows at a time."""
+MOST_PARTS = 32
+"""Each part's sums go through memory once a chunk; more parts of a small product would cost more than they spare."""
+STAGES = 4
 
 
 @triton.jit
@@ -107,7 +110,7 @@ class MatrixGradients:
         for product in self._products:
             n_g, n_x = room[product.name].shape[1:]
             n_blocks = product.n_layers * (n_g // min(n_g, 128))
-            n_parts = max(n_processors // n_blocks, 1)
+            n_parts = min(max(n_processors // n_blocks, 1), MOST_PARTS)
             self._sums.append(room[product.name].new_zeros(n_parts, product.n_layers, n_g, n_x))
 
     def add(self, g: dict[str, Tensor], x: dict[str, Tensor], n_rows: int) -> None:
@@ -119,7 +122,7 @@ class MatrixGradients:
                 continue
             for layer in range(product.n_layers):
                 target = self._room[product.name][product.first + layer]
-                torch.addmm(target, layers_g[layer, :n_rows].T, layers_x[layer, :n_rows], out=target)
+                target.addmm_(layers_g[layer, :n_rows].T, layers_x[layer, :n_rows])
 
     def finish(self) -> None:
         """Write the sums over all chunks."""
@@ -130,11 +133,11 @@ class MatrixGradients:
     def _launch(sums: Tensor, g: Tensor, x: Tensor, n_rows: int) -> None:
         n_parts, n_layers, n_g, n_x = sums.shape
         # At most 128x256 sums stay in the registers of eight warps.
-        block_g, block_x = min(n_g, 128), n_x if n_x <= 256 and n_x & (n_x - 1) == 0 else HEADS
+        block_g, block_x = min(n_g, 128), min(n_x & -n_x, 256)
         rows_per_part = triton.cdiv(triton.cdiv(n_rows, n_parts), BLOCK_K) * BLOCK_K
         weight_kernel[(n_layers * (n_g // block_g) * (n_x // block_x), n_parts)](
             g, x, sums, n_rows, rows_per_part, g.stride(0), x.stride(0),
             N_G=n_g, N_X=n_x, BLOCK_G=block_g, BLOCK_X=block_x, BLOCK_K=BLOCK_K,
             PRECISION="ieee",
-            num_warps=8 if block_g * block_x > 64 * 64 else 4, num_stages=3,  # pyright: ignore[reportCallIssue]
+            num_warps=8 if block_g * block_x > 64 * 64 else 4, num_stages=STAGES,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip

@@ -20,9 +20,8 @@ def nerf_mlp(
     if weights.color is None:
         return density, None
     if weights.color_input is not None and per_ray is not None:
-        n_rays, color_dim = per_ray.shape
-        c = linear(h, weights.color_input).reshape(n_rays, -1, color_dim) + per_ray[:, None]
-        h = torch.relu(c).reshape(-1, color_dim)
+        samples_per_ray = h.shape[0] // max(per_ray.shape[0], 1)
+        h = torch.relu(linear(h, weights.color_input) + per_ray.repeat_interleave(samples_per_ray, dim=0))
         for weight, bias in weights.color_layers:
             h = torch.relu(linear(h, weight, bias))
     return density, linear(h, *weights.color)
