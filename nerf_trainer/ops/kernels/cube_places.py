@@ -46,9 +46,9 @@ def _place(
     BLOCK: tl.constexpr,
 ):
     """NORM: 0 without a contraction, 2 for spheres, 3 for boxes."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = row < n
-    ray = row // n_samples
+    ray = (row // n_samples).to(tl.int64)
     t = tl.load(lengths_ptr + row, mask=mask, other=0.0)
     x = _local(origins_ptr, directions_ptr, center_ptr, extents_ptr, ray, t, mask, 0)
     y = _local(origins_ptr, directions_ptr, center_ptr, extents_ptr, ray, t, mask, 1)
@@ -65,9 +65,10 @@ def _place(
         else:
             r = tl.maximum(tl.maximum(tl.abs(x), tl.abs(y)), tl.maximum(tl.abs(z), 1.0))
         scale = (2.0 - 1.0 / r) / r * (0.5 / _RADIUS)
-    tl.store(places_ptr + row * 3, x * scale + 0.5, mask=mask)
-    tl.store(places_ptr + row * 3 + 1, y * scale + 0.5, mask=mask)
-    tl.store(places_ptr + row * 3 + 2, z * scale + 0.5, mask=mask)
+    places_ptr += row.to(tl.int64) * 3
+    tl.store(places_ptr, x * scale + 0.5, mask=mask)
+    tl.store(places_ptr + 1, y * scale + 0.5, mask=mask)
+    tl.store(places_ptr + 2, z * scale + 0.5, mask=mask)
 
 
 def place(
