@@ -134,6 +134,14 @@ def marching(**more: Any) -> Overrides:
     return {EMISSION_ABSORPTION: {"n_pts_per_ray_fine_training": 8, "n_pts_per_ray_fine_evaluation": 8, **more}}
 
 
+def packed(**more: Any) -> Overrides:
+    """The renderer of packed samples, its grid with these options."""
+    grid = {"resolution": 32, "extents": [3.0, 3.0, 3.0], "step_size": 0.1, **more}
+    args = {"sample_budget_training": 1024, "occupancy_grid_args": grid}
+    return {RENDERER: "OccupancyGridRenderer", "renderer_OccupancyGridRenderer_args": args}
+
+
+DISTORTION = {"loss_weights": {"loss_rgb_mse": 1.0, "loss_distortion": 0.01}}
 LSTM = {
     RENDERER: "LSTMRenderer",
     "renderer_LSTMRenderer_args": {"n_feature_channels": 16, "init_depth": 1.5, "num_raymarch_steps": 3},
@@ -177,6 +185,14 @@ CASES: dict[str, tuple[Overrides, ...]] = {
     "voxels, vm": (voxel("VMFactorized"), marching(), {"num_passes": 2}),
     "hash grid": (hash_grid(), marching()),
     "hash grid, contracted": (hash_grid(contraction="BOX"), marching(density_noise_std_train=1.0), {"num_passes": 2}),
+    "nerf, packed": (nerf(), packed()),
+    "voxels, vm, packed": (voxel("VMFactorized"), packed(), DISTORTION),
+    "hash grid, packed": (hash_grid(), packed()),
+    "hash grid, packed, unbounded": (
+        hash_grid(contraction="BOX"),
+        packed(n_cascades=2, cone_angle=1 / 256),
+        DISTORTION,
+    ),
     "srn": (srn(), LSTM),
     "srn, code": (srn(), LSTM, CODE),
     "srn, pooling": (srn(), LSTM, pooled("AngleWeightedReduction")),
@@ -273,6 +289,8 @@ def take_step(name: str, precision: Precision, n_targets: int) -> Outcome:
     model.learn_sequences([SEQUENCE])
     model = model.to(runtime.device).train()
     seed_streams(model, 0)
+    with runtime.autocast():
+        model.before_step(0)
     frames = batch(n_targets, runtime.device)
     optimizer, _ = ImplicitronOptimizerFactory(lr=1e-3)(model)
     result = TrainingStep(model, optimizer, runtime)([frames])
