@@ -75,8 +75,8 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         self._decoder_density = self.decoder_density(input_dim=density_dim, output_dim=1)
         self._decoder_color = self.decoder_color(input_dim=color_dim, output_dim=self.spec.color_dim)
         self._needs_directions = direction_dim > 0 or self._decoder_color.wants_directions
-        bounded = self.voxel_grid_density.voxel_grid.padding == "zeros"
-        self.scaffold = Scaffold(self.voxel_grid_density.corners, outside=not bounded)
+        self._is_bounded = self.voxel_grid_density.voxel_grid.padding == "zeros"
+        self.scaffold = Scaffold(self.voxel_grid_density.corners, outside=not self._is_bounded)
         self.epochs_seen = torch.nn.Buffer(torch.tensor(-1))
         self._epochs_seen = -1
         self.register_load_state_dict_post_hook(_go_on_from_saved)
@@ -132,7 +132,8 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         self, ray_bundle: RayBundle, directions: Float[Tensor, "R 3"] | None
     ) -> tuple[Float[Tensor, "M 1"], Float[Tensor, "M C"]]:
         """Evaluate every sample and mask those that don't count: shapes depend on no value."""
-        points, occupied = ray_bundle.points.reshape(-1, 3), self._mask(ray_bundle)
+        points = ray_bundle.points.reshape(-1, 3)
+        occupied = self._mask(points, ray_bundle)
         rays = None
         if ray_bundle.lengths is not None and ray_bundle.lengths.shape[-1] > 1:
             rays = torch.arange(len(points), device=points.device) // ray_bundle.lengths.shape[-1]
@@ -148,9 +149,9 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
         return densities, colors
 
     def densities(self, ray_bundle: RayBundle, inputs: FieldInputs) -> Float[Tensor, "*rays S 1"]:
-        points = ray_bundle.points
-        densities = self.density(points.reshape(-1, 3)) * self._mask(ray_bundle)
-        return densities.reshape(*points.shape[:-1], 1)
+        points = ray_bundle.points.reshape(-1, 3)
+        densities = self.density(points) * self._mask(points, ray_bundle)
+        return densities.reshape(*ray_bundle.ray_shape, -1, 1)
 
     def density(self, points: Float[Tensor, "M 3"]) -> Float[Tensor, "M 1"]:
         """Density before the raymarcher's activation at world points, whatever the scaffold says."""
@@ -187,9 +188,13 @@ class VoxelGridImplicitFunction(Scheduled, ImplicitFunctionBase):
             directions = rotate(inputs.cameras.R[ray_bundle.camera_index], directions)
         return directions.reshape(-1, 3)
 
-    def _mask(self, ray_bundle: RayBundle) -> Float[Tensor, "M 1"]:
-        """1 for samples that count, 0 for the others."""
-        return self._occupied(ray_bundle).reshape(-1, 1).float()
+    def _mask(self, points: Float[Tensor, "M 3"], ray_bundle: RayBundle) -> Float[Tensor, "M 1"]:
+        """1 for samples that count, 0 for the others; `points` are the bundle's."""
+        if self.scaffold_filter_points and self.scaffold_calculating_epochs:
+            return self._occupied(ray_bundle).reshape(-1, 1).float()
+        if not self._is_bounded:
+            return torch.ones_like(points[:, :1])
+        return (self.voxel_grid_density.to_local(points).abs().amax(dim=-1, keepdim=True) <= 1.0).float()
 
     def _occupied(self, ray_bundle: RayBundle) -> Bool[Tensor, "*rays S"]:
         assert ray_bundle.lengths is not None
