@@ -176,8 +176,8 @@ class CapturedStep(Generic[T]):
         self._graphs = graphs
         self._say = say
         self._captured: tuple[Graph, T] | None = None
-        self._warm_layout: object = None
-        self._n_warm, self._n_needed = 0, FIRST_WARM_UP
+        self._last_layout: object = None
+        self._n_eager, self._n_needed = 0, FIRST_WARM_UP
         self._n_replays = self._n_short_lived = 0
         self._said = False
         self.given_up: str | None = None
@@ -194,7 +194,7 @@ class CapturedStep(Generic[T]):
         """One step. The tensors of what is returned may be written to by the next one."""
         if self._captured is not None and self._static.take(batches):
             graph, result = self._captured
-            self._warm_layout = None
+            self._last_layout = None
             self._n_replays += 1
             graph.replay()
             return result
@@ -203,11 +203,10 @@ class CapturedStep(Generic[T]):
         layout = self._static.learn(batches)
         if self._captured is not None and layout == self._static.layout:  # only other tensors than before
             return self._capture(batches)
-        if layout != self._warm_layout:
-            self._warm_layout, self._n_warm = layout, 0
-        if self._n_warm < self._n_needed:
-            self._n_warm += 1
-            return self._warm_up(batches, rehearse=self._n_warm == self._n_needed)
+        if layout != self._last_layout or self._n_eager < self._n_needed:
+            self._last_layout = layout
+            self._n_eager += 1
+            return self._warm_up(batches, rehearse=self._n_eager >= self._n_needed)
         self._judge_last()
         return self._capture(batches) if self.given_up is None else self._body(batches)
 
@@ -217,8 +216,8 @@ class CapturedStep(Generic[T]):
 
     def release(self) -> None:
         """Let the graph go, and its memory."""
-        self._captured, self._warm_layout = None, None
-        self._n_replays = self._n_short_lived = 0
+        self._captured, self._last_layout = None, None
+        self._n_eager = self._n_replays = self._n_short_lived = 0
         self._static.release()
 
     def _warm_up(self, batches: Sequence[FrameData], rehearse: bool) -> T:
@@ -238,7 +237,7 @@ class CapturedStep(Generic[T]):
 
     def _capture(self, batches: Sequence[FrameData]) -> T:
         began = time.perf_counter()
-        self._captured, self._n_replays, self._n_needed = None, 0, WARM_UP_AGAIN
+        self._captured, self._n_replays, self._n_eager, self._n_needed = None, 0, 0, WARM_UP_AGAIN
         held = self._static.hold(batches)
         try:
             self._captured = self._graphs.capture(lambda: self._body(held), self._generators())
