@@ -17,6 +17,7 @@ from nerf_trainer.cameras.visibility import seen_by_any
 from nerf_trainer.config import Configurable
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.geometry.contraction import CONTRACTED_RADIUS, Norm, uncontract
+from nerf_trainer.ops.gather_rows import gather_rows
 from nerf_trainer.ops.march import Marched, march
 from nerf_trainer.ops.occupancy_bits import (
     BLOCK,
@@ -178,7 +179,7 @@ class OccupancyGrid(Configurable, nn.Module):
             budget,
         )
         return PackedSamples(
-            samples=_one_sample_rays(flat, marched),
+            samples=_one_sample_rays(flat, marched, has_padding=budget is not None),
             ray_index=marched.ray_index,
             starts=marched.starts,
             ends=marched.ends,
@@ -295,23 +296,24 @@ def _derive_blocks(grid: nn.Module, _: object) -> None:
     grid.blocks.copy_(occupied_blocks(grid.bits))
 
 
-def _one_sample_rays(flat: RayBundle, marched: Marched) -> RayBundle:
+def _one_sample_rays(flat: RayBundle, marched: Marched, has_padding: bool) -> RayBundle:
     """A ray for each sample of the row, with a length in the middle of its interval; padding has the last ray's."""
-    ray = marched.ray_index.clamp(max=flat.n_rays - 1)
+    known = (flat.origins, flat.directions, flat.view_directions, flat.xy, flat.camera_index)
+    known = known if flat.radii is None else (*known, flat.radii)
+    origins, directions, view_directions, xy, camera_index, *radii = (
+        values[None] for values in gather_rows(tuple(values[0] for values in known), marched.ray_index)
+    )
     starts, ends = marched.starts[None], marched.ends[None]
-
-    def of_samples(values: Tensor) -> Tensor:
-        return values[0].index_select(0, ray)[None]
-
     return RayBundle(
-        origins=of_samples(flat.origins),
-        directions=of_samples(flat.directions),
-        view_directions=of_samples(flat.view_directions),
+        origins=origins,
+        directions=directions,
+        view_directions=view_directions,
         near=starts,
         far=ends,
-        xy=of_samples(flat.xy),
-        camera_index=of_samples(flat.camera_index),
+        xy=xy,
+        camera_index=camera_index,
         lengths=(0.5 * (starts + ends))[..., None],
-        bins=None if flat.radii is None else torch.stack([starts, ends], dim=-1),
-        radii=None if flat.radii is None else of_samples(flat.radii),
+        bins=torch.stack([starts, ends], dim=-1) if radii else None,
+        radii=radii[0] if radii else None,
+        n_used=marched.n_used if has_padding else None,
     )

@@ -284,6 +284,7 @@ def test_padding_is_finite_and_of_no_ray() -> None:
     packed = small().samples(straight_rays(3, 0.0, 1.0), budget=100)
     assert packed.n_used == 60 and (packed.ray_index[60:] == 3).all()
     assert packed.samples.points.isfinite().all() and packed.samples.ray_shape == (1, 100)
+    assert packed.samples.n_used == 60 and small().samples(straight_rays(3, 0.0, 1.0)).samples.n_used is None
 
 
 def test_rays_that_are_cones_stay_so() -> None:

@@ -58,13 +58,13 @@ def march(rays: BoundedRays, cells: OccupiedCells, steps: Steps, budget: int | N
         from nerf_trainer.ops.kernels import march as kernels
 
         count = kernels.count_samples(rays, cells, steps)
-        first, kept, complete, n_used = _fitted(count, budget)
+        first, kept, complete, n_used = _fitted(count, steps.most, budget)
         length = int(n_used) if budget is None else budget
         starts, ends, ray_index = kernels.write_samples(rays, cells, steps, first, kept, length)
         return Marched(starts, ends, ray_index, first, kept, complete, n_used)
     samples = reference.occupied_steps(rays, cells, steps)
     count = torch.bincount(samples.ray, minlength=n_rays).to(torch.int32)
-    first, kept, complete, n_used = _fitted(count, budget)
+    first, kept, complete, n_used = _fitted(count, steps.most, budget)
     used = int(n_used)
     starts, ends = torch.zeros(2, used if budget is None else budget, device=device).unbind()
     ray_index = torch.full_like(starts, n_rays, dtype=torch.int32)
@@ -73,15 +73,21 @@ def march(rays: BoundedRays, cells: OccupiedCells, steps: Steps, budget: int | N
 
 
 def _fitted(
-    count: Int[Tensor, "R"], budget: int | None
+    count: Int[Tensor, "R"], most: int, budget: int | None
 ) -> tuple[Int[Tensor, "R"], Int[Tensor, "R"], Bool[Tensor, "R"], Int[Tensor, ""]]:
-    """Places in the row of what fits: first, count, complete and n_used as in `Marched`."""
-    total = count.cumsum(dim=0)
+    """Places in the row of what fits: first, count, complete and n_used as in `Marched`.
+
+    Args:
+        count: the samples of each ray, at most `most`.
+    """
+    fits_int32 = len(count) * most < 2**31
+    total = count.cumsum(dim=0, dtype=torch.int32 if fits_int32 else torch.int64)
     if budget is None:
-        complete, kept, n_used = torch.ones_like(count, dtype=torch.bool), count, count.sum()
-        return (total - count).to(torch.int32), kept, complete, n_used.to(torch.int32)
-    complete = total <= budget
-    kept = torch.where(complete, count, 0)
-    n_used = kept.sum()
-    first = torch.where(complete, total - count, n_used)
-    return first.to(torch.int32), kept, complete, n_used.to(torch.int32)
+        complete, kept = torch.ones_like(count, dtype=torch.bool), count
+    else:
+        complete = total <= budget
+        kept = torch.where(complete, count, 0)
+    n_used = kept.sum(dtype=torch.int32)
+    # Before the first ray that does not fit there are just as many as are used; before later ones more.
+    first = torch.minimum(total - count, n_used)
+    return first.to(torch.int32), kept, complete, n_used
