@@ -42,12 +42,12 @@ N_IMAGES, SIZE = 100, 400
 WAYS = {"eager": (False,), "captured": (True,), "both": (False, True)}
 
 
-def scene(device: torch.device) -> FrameData:
+def scene(device: torch.device, n_images: int = N_IMAGES, size: int = SIZE) -> FrameData:
     """Random images, and cameras at distance 4 around the origin that look at it."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (N_IMAGES, SIZE, SIZE, 4), dtype=torch.uint8, generator=generator)
-    angle = torch.arange(N_IMAGES) * (2 * torch.pi / N_IMAGES)
-    zero, one = torch.zeros(N_IMAGES), torch.ones(N_IMAGES)
+    images = torch.randint(0, 256, (n_images, size, size, 4), dtype=torch.uint8, generator=generator)
+    angle = torch.arange(n_images) * (2 * torch.pi / n_images)
+    zero, one = torch.zeros(n_images), torch.ones(n_images)
     # camera axes as rows: right, down, forward; z is up in the world
     R = torch.stack(
         [
@@ -59,10 +59,10 @@ def scene(device: torch.device) -> FrameData:
     )
     cameras = Cameras(
         R=R,
-        T=torch.tensor([0.0, 0.0, 4.0]).expand(N_IMAGES, 3),
-        focal=torch.full((N_IMAGES, 2), 555.0),
-        principal_point=torch.full((N_IMAGES, 2), SIZE / 2),
-        image_size_hw=torch.full((N_IMAGES, 2), SIZE),
+        T=torch.tensor([0.0, 0.0, 4.0]).expand(n_images, 3),
+        focal=torch.full((n_images, 2), 555.0 * size / SIZE),
+        principal_point=torch.full((n_images, 2), size / 2),
+        image_size_hw=torch.full((n_images, 2), size),
     )
     return FrameData(cameras=cameras, pixels=PixelStore.from_images(list(images))).to(device)
 
