@@ -15,6 +15,8 @@ from nerf_trainer.ops.nerf_mlp_shape import Linear, NerfMLPWeights
 
 MOST_COLUMNS = 256
 """The kernels keep a block of samples, this wide at most, in the registers of one multiprocessor."""
+MOST_COLOR_COLUMNS = 128
+"""A colour layer's whole matrix lies in shared memory."""
 MOST_COLORS = 15
 """Density and colours are one matrix of 16 rows in the kernels."""
 
@@ -34,7 +36,7 @@ def nerf_mlp(
     """
     dtype = product_dtype(embedded.device.type)
     shape = weights.shape
-    fits = max(shape.width, shape.color_width) <= MOST_COLUMNS and shape.color_dim <= MOST_COLORS
+    fits = shape.width <= MOST_COLUMNS and shape.color_width <= MOST_COLOR_COLUMNS and shape.color_dim <= MOST_COLORS
     # Triton's own products of whole float32 numbers are far slower than the library's.
     exact = embedded.is_cuda and dtype is torch.float32 and not torch.backends.cuda.matmul.allow_tf32
     has_kernels = fits and not exact and dtype in (torch.float32, torch.bfloat16) and embedded.shape[0] > 0

@@ -126,7 +126,8 @@ def _color_layers(
     c = _relu(acc + tl.load(places, mask=mask, other=0.0)).to(dtype)
     if KEEP:
         tl.store(_whole(color_ptr, BLOCK_M, COLOR), c)
-    for layer in range(1, N_COLOR):
+    # Whole matrices: loading them ahead would take more shared memory than there is.
+    for layer in tl.range(1, N_COLOR, num_stages=1):
         weight = tl.load(_whole(layer_weights + (layer - 1) * (COLOR * COLOR), COLOR, COLOR))
         bias = tl.load(biases + (layer - 1) * COLOR + columns)
         c = _relu(tl.dot(c, weight.T, input_precision=PRECISION) + bias[None, :]).to(dtype)
@@ -222,7 +223,7 @@ def _color_layers_backward(
     g_color_ptr += (N_COLOR - 1) * g_color_stride
     d = tl.where(tl.load(_whole(color_ptr, BLOCK_M, COLOR)) > 0, acc, 0.0).to(dtype)
     tl.store(_whole(g_color_ptr, BLOCK_M, COLOR), d)
-    for step in range(1, N_COLOR):
+    for step in tl.range(1, N_COLOR, num_stages=1):
         weight = tl.load(_whole(layer_weights + (N_COLOR - 1 - step) * (COLOR * COLOR), COLOR, COLOR))
         acc = tl.dot(d, weight.T, input_precision=PRECISION)
         d = tl.where(tl.load(_whole(color_ptr - step * color_stride, BLOCK_M, COLOR)) > 0, acc, 0.0).to(dtype)
