@@ -1,4 +1,4 @@
-"""Marching in plain torch: every step of every ray is looked up, in pieces that fit a cache.
+"""Marching in plain torch: steps are looked up one after the other, of many rays together, in pieces that fit a cache.
 
 The order of floating-point operations is that of `kernels.march`, so that both find the same steps.
 """
@@ -14,22 +14,33 @@ from nerf_trainer.ops.ray_steps import BoundedRays, Steps
 
 STEPS_AT_ONCE = 2**15
 """Most steps of all rays that are looked up together."""
+TOGETHER = 64
+"""Steps of a ray that are."""
 PARALLEL = 1e-20
 """Below this a ray does not move along an axis."""
 LOG2_E = 1.4426950408889634
 
 
 class _Rays(NamedTuple):
-    """Rays in the coordinates of the innermost box, which is [-1, 1]^3, and where they are within the outermost."""
+    """Rays in the coordinates of the innermost box, which is [-1, 1]^3, and where they are within the outermost.
 
-    number: Int[Tensor, "R"]
-    origin: Float[Tensor, "R 3"]
-    direction: Float[Tensor, "R 3"]
-    speed: Float[Tensor, "R"]
+    *rays is (R), or (R, 1) so that steps have a dimension of their own.
+    """
+
+    number: Int[Tensor, "*rays"]
+    origin: Float[Tensor, "*rays 3"]
+    direction: Float[Tensor, "*rays 3"]
+    speed: Float[Tensor, "*rays"]
     """World units per unit of length."""
-    jitter: Float[Tensor, "R"]
-    t_in: Float[Tensor, "R"]
-    t_out: Float[Tensor, "R"]
+    jitter: Float[Tensor, "*rays"]
+    t_in: Float[Tensor, "*rays"]
+    t_out: Float[Tensor, "*rays"]
+
+    def at(self, index: Int[Tensor, "n"]) -> "_Rays":
+        return _Rays(*(value[index] for value in self))
+
+    def spread(self) -> "_Rays":
+        return _Rays(*(value[:, None] for value in self))
 
 
 class Samples(NamedTuple):
@@ -46,10 +57,8 @@ def occupied_steps(rays: BoundedRays, cells: OccupiedCells, steps: Steps) -> Sam
     if len(inner.t_in) == 0:
         return Samples(inner.number, inner.t_in, inner.t_in)
     longest = int((_step_of(inner.t_out, inner, steps) - _step_of(inner.t_in, inner, steps)).max()) + 2
-    index = torch.arange(longest + 1, device=rays.near.device, dtype=torch.float32)
-    at_once = max(1, STEPS_AT_ONCE // longest)
-    pieces = zip(*(value.split(at_once) for value in inner), strict=True)
-    found = [_kept(_Rays(*piece), index, cells, steps) for piece in pieces]
+    pieces = zip(*(value.split(STEPS_AT_ONCE // TOGETHER) for value in inner), strict=True)
+    found = [_kept(_Rays(*piece), longest, cells, steps) for piece in pieces]
     return Samples(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
@@ -73,7 +82,7 @@ def _within(rays: BoundedRays, cells: OccupiedCells) -> _Rays:
     return _Rays(meets, *(value[meets] for value in values))
 
 
-def _step_of(t: Float[Tensor, "R"], rays: _Rays, steps: Steps) -> Float[Tensor, "R"]:
+def _step_of(t: Float[Tensor, "*rays"], rays: _Rays, steps: Steps) -> Float[Tensor, "*rays"]:
     """The coordinate s of lengths t."""
     w = t * rays.speed
     if steps.cone_angle == 0.0:
@@ -84,32 +93,43 @@ def _step_of(t: Float[Tensor, "R"], rays: _Rays, steps: Steps) -> Float[Tensor, 
     return torch.where(w <= w1, w * (1.0 / steps.step), torch.where(w <= w2, grown, far))
 
 
-def _edges(index: Float[Tensor, "S"], rays: _Rays, steps: Steps) -> Float[Tensor, "R S"]:
+def _edge(index: Int[Tensor, "*#steps"], rays: _Rays, steps: Steps) -> Float[Tensor, "..."]:
     """The lengths at which steps begin."""
-    shifted = index + rays.jitter[:, None]
+    shifted = index.float() + rays.jitter
     if steps.cone_angle == 0.0:
         step = torch.full_like(rays.speed, steps.step)  # a number over a tensor is the number times its inverse
-        return rays.t_in[:, None] + shifted * (step / rays.speed)[:, None]
+        return rays.t_in + shifted * (step / rays.speed)
     w1, s1, w2, s2 = steps.bends()
-    s = _step_of(rays.t_in, rays, steps)[:, None] + shifted
+    s = _step_of(rays.t_in, rays, steps) + shifted
     grown = torch.exp2((s.clamp(max=s2) - s1) * (steps.cone_angle * LOG2_E)) * w1
     w = torch.where(s <= s1, s * steps.step, torch.where(s <= s2, grown, (s - s2) * steps.largest + w2))
-    return w / rays.speed[:, None]
+    return w / rays.speed
 
 
-def _kept(rays: _Rays, index: Float[Tensor, "S"], cells: OccupiedCells, steps: Steps) -> Samples:
-    edges = _edges(index, rays, steps)
-    starts, ends = edges[:, :-1], edges[:, 1:]
-    middle = 0.5 * (starts + ends)
-    kept = _occupied(middle, rays, cells) & (middle < rays.t_out[:, None])
+def _kept(rays: _Rays, longest: int, cells: OccupiedCells, steps: Steps) -> Samples:
+    """The samples of some rays, `TOGETHER` steps at a time while rays have some left."""
+    index = torch.arange(longest, device=rays.speed.device)
+    kept = torch.zeros(len(rays.speed), longest, dtype=torch.bool, device=rays.speed.device)
+    n_kept = kept.sum(dim=1)
+    for part in index.split(TOGETHER):
+        going = ((n_kept < steps.most) & (_edge(part[0], rays, steps) < rays.t_out)).nonzero()[:, 0]
+        if len(going) == 0:
+            break
+        some = rays.at(going).spread()
+        edges = _edge(torch.cat([part, part[-1:] + 1]), some, steps)
+        middle = 0.5 * (edges[:, :-1] + edges[:, 1:])
+        found = _occupied(middle, some, cells) & (middle < some.t_out)
+        kept[going, part[0] : part[-1] + 1] = found
+        n_kept[going] += found.sum(dim=1)
     kept &= kept.cumsum(dim=1, dtype=torch.int32) <= steps.most
     ray, step = kept.nonzero().unbind(dim=-1)
-    return Samples(rays.number[ray], starts[ray, step], ends[ray, step])
+    those = rays.at(ray)
+    return Samples(those.number, _edge(step, those, steps), _edge(step + 1, those, steps))
 
 
 def _occupied(t: Float[Tensor, "R S"], rays: _Rays, cells: OccupiedCells) -> Bool[Tensor, "R S"]:
     """Whether the cells at lengths t are occupied; what lies outside of the boxes counts with their faces."""
-    place = [rays.origin[:, a, None] + t * rays.direction[:, a, None] for a in range(3)]
+    place = [rays.origin[..., a] + t * rays.direction[..., a] for a in range(3)]
     cascade = torch.zeros_like(t, dtype=torch.int32)
     if cells.contracted or cells.n_cascades > 1:
         farthest = torch.maximum(torch.maximum(place[0].abs(), place[1].abs()), place[2].abs())
