@@ -85,35 +85,14 @@ def _norm(directions, ray, in_rays):
     return tl.sqrt(x * x + y * y + z * z)
 
 
+# fmt: off
 @triton.jit
 def _composite_kernel(
-    densities,
-    features,
-    lengths,
-    directions,
-    background,
-    bins,
-    noise,
-    out_features,
-    out_depth,
-    out_opacity,
-    out_weights,
-    R,
-    S,
-    density_r,
-    density_s,
-    feature_r,
-    feature_s,
-    feature_c,
-    behind_r,
-    behind_c,
-    LAST: tl.constexpr,
-    RELU: tl.constexpr,
-    HAS_BINS: tl.constexpr,
-    HAS_NOISE: tl.constexpr,
-    C: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    densities, features, lengths, directions, background, bins, noise,
+    out_features, out_depth, out_opacity, out_weights,
+    R, S, density_r, density_s, feature_r, feature_s, feature_c, behind_r, behind_c,
+    LAST: tl.constexpr, RELU: tl.constexpr, HAS_BINS: tl.constexpr, HAS_NOISE: tl.constexpr,
+    C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     in_rays = row < R
@@ -143,23 +122,9 @@ def _composite_kernel(
 
 @triton.jit
 def _weight_gradient(
-    features,
-    lengths,
-    grad_features,
-    grad_depth,
-    grad_weights,
-    row,
-    sample,
-    there,
-    in_rays,
-    S,
-    feature_r,
-    feature_s,
-    feature_c,
-    FEATURES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    C: tl.constexpr,
+    features, lengths, grad_features, grad_depth, grad_weights,
+    row, sample, there, in_rays, S, feature_r, feature_s, feature_c,
+    FEATURES: tl.constexpr, DEPTH: tl.constexpr, WEIGHTS: tl.constexpr, C: tl.constexpr,
 ):
     """The gradient of each weight, by all that it adds to but the opacity."""
     ray = row[:, None]
@@ -179,42 +144,13 @@ def _weight_gradient(
 
 @triton.jit
 def _composite_backward_kernel(
-    densities,
-    features,
-    lengths,
-    directions,
-    background,
-    bins,
-    noise,
-    weights,
-    grad_features,
-    grad_depth,
-    grad_opacity,
-    grad_weights,
-    out_densities,
-    out_features,
-    R,
-    S,
-    density_r,
-    density_s,
-    feature_r,
-    feature_s,
-    feature_c,
-    behind_r,
-    behind_c,
-    LAST: tl.constexpr,
-    RELU: tl.constexpr,
-    HAS_BINS: tl.constexpr,
-    HAS_NOISE: tl.constexpr,
-    FEATURES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    OPACITY: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    TO_DENSITIES: tl.constexpr,
-    TO_FEATURES: tl.constexpr,
-    C: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    densities, features, lengths, directions, background, bins, noise,
+    weights, grad_features, grad_depth, grad_opacity, grad_weights, out_densities, out_features,
+    R, S, density_r, density_s, feature_r, feature_s, feature_c, behind_r, behind_c,
+    LAST: tl.constexpr, RELU: tl.constexpr, HAS_BINS: tl.constexpr, HAS_NOISE: tl.constexpr,
+    FEATURES: tl.constexpr, DEPTH: tl.constexpr, OPACITY: tl.constexpr, WEIGHTS: tl.constexpr,
+    TO_DENSITIES: tl.constexpr, TO_FEATURES: tl.constexpr,
+    C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
 ):
     """d w_i / d tau_j is -w_i behind j (i > j), T_j exp(-tau_j) at j; d opacity / d tau_j is exp(-sum tau)."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -237,12 +173,12 @@ def _composite_backward_kernel(
         grad = reached * _weight_gradient(
             features, lengths, grad_features, grad_depth, grad_weights, row, sample, there, in_rays, S,
             feature_r, feature_s, feature_c, FEATURES, DEPTH, WEIGHTS, C,
-        )  # fmt: skip
+        )
         next_there = in_rays[:, None] & (sample + 1 < S)
         behind = tl.load(weights + ray * S + sample + 1, mask=next_there, other=0.0) * _weight_gradient(
             features, lengths, grad_features, grad_depth, grad_weights, row, sample + 1, next_there, in_rays, S,
             feature_r, feature_s, feature_c, FEATURES, DEPTH, WEIGHTS, C,
-        )  # fmt: skip
+        )
         grad -= tl.cumsum(behind, axis=1, reverse=True)
         of_opacity = tl.zeros([BLOCK_R], tl.float32)
         if OPACITY:
@@ -257,6 +193,7 @@ def _composite_backward_kernel(
         if RELU:
             grad = tl.where(raw > 0.0, grad, 0.0)
         tl.store(out_densities + ray * S + sample, grad, mask=there)
+# fmt: on
 
 
 def composite(rays: Rays) -> tuple[Tensor, Tensor, Tensor, Tensor]:
