@@ -27,8 +27,9 @@ T = TypeVar("T")
 
 FIRST_WARM_UP = 3
 """Eager steps before the first capture: kernels are compiled and loaded, libraries and optimizer allocate."""
-WARM_UP_AGAIN = 1
-"""Eager steps before a later capture, of other shapes or parameters."""
+WARM_UP_AGAIN = 2
+"""Eager steps before a later capture, of other shapes or parameters: in the first one ranks agree on what it reaches,
+which waits for the device, and the second one must not."""
 WORTH_REPLAYS = 100
 """A capture is worth its time if it is replayed as often."""
 MOST_SHORT_LIVED = 3

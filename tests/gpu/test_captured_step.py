@@ -274,7 +274,7 @@ def test_the_memory_of_a_graph_is_let_go() -> None:
         run.take(frames)
     run.step.release()
     assert not run.step.is_captured
-    run.take(frames).take(frames)
+    run.take(frames).take(frames).take(frames)
     assert run.step.is_captured
 
 
