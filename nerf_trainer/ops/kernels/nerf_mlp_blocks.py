@@ -173,8 +173,7 @@ def forward_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Blocks of samples through the network. With KEEP `hidden_ptr` and `color_ptr` hold every layer's outputs;
-    without, each program has room for two layers' of its block."""
+    """Blocks of samples through all layers; KEEP has room for every output, else each program has for two layers'."""
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_M), tl.num_programs(0)):
         hidden = hidden_ptr + (tile if KEEP else tl.program_id(0)) * (BLOCK_M * WIDTH)
         _hidden_layers(
@@ -198,8 +197,7 @@ def forward_kernel(
         is_color = ((heads > 0) & (heads <= COLOR_DIM))[None, :]
         tl.store(colors_ptr + rows[:, None] * COLOR_DIM + heads[None, :] - 1, out, mask=is_row & is_color)
         if not KEEP:
-            # The next block's layers overwrite this one's.
-            tl.debug_barrier()
+            tl.debug_barrier()  # the next block's layers overwrite this one's
 
 
 @triton.jit
