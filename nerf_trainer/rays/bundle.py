@@ -107,7 +107,7 @@ class PackedSamples:
     count: Int[Tensor, "R"]
     """How many samples each ray has in the row, int32."""
     complete: Bool[Tensor, "R"]
-    """Whether the row had room for all samples of the ray. From the first ray on that does not fit none has any, not even
-    shorter ones, so that which rays are left out depends on their order alone."""
+    """Whether the row had room for all samples of the ray. From the first ray on that does not fit none has any, not
+    even shorter ones, so that which rays are left out depends on their order alone."""
     n_used: Int[Tensor, ""]
     """Samples of the row that belong to rays, int32, on the device."""
