@@ -1,0 +1,73 @@
+"""Seconds of a command's start-up, and of the quickstart on a CPU.
+
+    python -m benchmarks.start_up
+    python -m benchmarks.start_up --no-quickstart
+
+`nerf_runner --help` and `--cfg job` are run ten times each, in a process of its own each. The quickstart is trained
+by the command as it stands; its seconds are those of training, from its log, and count where it reaches the target.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import passport, write
+from benchmarks.timing import summary, table
+
+COMMANDS = {"help": ("--help",), "cfg_job": ("--cfg", "job")}
+
+
+def seconds_of(words: tuple[str, ...]) -> float:
+    """Wall seconds of the command."""
+    command = Path(sys.executable).parent / "nerf_runner"
+    began = time.perf_counter()
+    subprocess.run([str(command), *words], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def quickstart(target: float) -> dict[str, Any]:
+    """Train it on the CPU; training seconds, and PSNR of its test views."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "run"
+        words = ["--config-name", "quickstart", f"exp_dir={folder}"]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", "nerf_trainer.experiment", *words]
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        seconds, step = 0.0, 0
+        for row in (row for row in rows if row["split"] == "train"):
+            seconds += row["sec_per_step"] * (row["step"] - step)
+            step = row["step"]
+        psnr = json.loads((folder / "results_test.json").read_text())[0]["metrics"]["psnr_full_image"]
+    found = {"quickstart_train_s": round(seconds, 2), "quickstart_psnr": round(psnr, 2)}
+    if psnr >= target:  # the seconds count only where the quality is reached
+        found["quickstart_s"] = found["quickstart_train_s"]
+    return found
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=10, help="runs of each command")
+    parser.add_argument("--target", type=float, default=27.0, help="PSNR of the quickstart, dB")
+    parser.add_argument("--no-quickstart", action="store_true", help="commands alone")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
+    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    options = parser.parse_args(words)
+    record: dict[str, Any] = {"benchmark": "start_up", **passport(options.commit), "processors": os.cpu_count()}
+    for name, arguments in COMMANDS.items():
+        record |= summary([seconds_of(arguments) for _ in range(options.repeats)], f"{name}_s")
+    if not options.no_quickstart:
+        record |= quickstart(options.target)
+    print("written to", write("start_up", record, options.out))
+    shown = {name: value for name, value in record.items() if name.startswith(("help", "cfg_job", "quickstart"))}
+    print(table([shown], list(shown)))
+
+
+if __name__ == "__main__":
+    main()
