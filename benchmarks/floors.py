@@ -27,8 +27,8 @@ def nerf_macs() -> int:
 
 
 def nerf_training_flop() -> int:
-    """Operations of one evaluation in training: 2 a multiply-add, three times (outputs, gradients of inputs, of weights),
-    without the gradients of encodings: 3.489 million."""
+    """Operations of one evaluation in training: 2 a multiply-add, three times (outputs, gradients of both
+    inputs and weights), without the gradients of encodings: 3.489 million."""
     return 6 * nerf_macs() - 2 * sum(inputs * outputs for inputs, outputs in CONSTANT_INPUTS_NERF)
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.nerf_step import scene
-from benchmarks.peer_stubs import module, stub_always, stub_missing
+from benchmarks.peer_stubs import compiled_or_refusing, module, stub_always, stub_missing
 from benchmarks.pixel_sources import from_store
 
 NEAR, FAR = 2.0, 6.0
@@ -231,9 +231,11 @@ def krrish94_8x256(sizes: Sizes, batches: Batches, device: torch.device) -> Peer
 def implicitron(sizes: Sizes, batches: Batches, device: torch.device) -> PeerStep:
     """PyTorch3D's Implicitron: `GenericModel` in two passes with NeRF's fields, as its recipes for NeRF set it.
 
-    Its step takes an image and a camera and draws the rays by itself. Its compiled part is not needed.
+    Its step takes an image and a camera and draws the rays by itself. Where its tree was not compiled, fine samples are
+    drawn by its own function in Python instead of the kernel.
     """
-    stub_always(("pytorch3d._C", "torchvision", "lpips", "iopath", "fvcore", "visdom"))
+    stub_always(("torchvision", "lpips", "iopath", "fvcore", "visdom"))
+    is_compiled = compiled_or_refusing("pytorch3d._C")
     from pytorch3d.implicitron.models.generic_model import (  # pyright: ignore[reportMissingImports]
         EvaluationMode,
         GenericModel,
@@ -241,6 +243,11 @@ def implicitron(sizes: Sizes, batches: Batches, device: torch.device) -> PeerSte
     from pytorch3d.implicitron.tools.config import expand_args_fields  # pyright: ignore[reportMissingImports]
     from pytorch3d.renderer import PerspectiveCameras  # pyright: ignore[reportMissingImports]
 
+    if not is_compiled:
+        from pytorch3d.implicitron.models.renderer import ray_point_refiner  # pyright: ignore[reportMissingImports]
+        from pytorch3d.renderer.implicit.sample_pdf import sample_pdf_python  # pyright: ignore[reportMissingImports]
+
+        ray_point_refiner.sample_pdf = sample_pdf_python
     expand_args_fields(GenericModel)
     model = GenericModel(
         num_passes=2,

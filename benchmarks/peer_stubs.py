@@ -27,8 +27,6 @@ def make_stub(name: str) -> type:
 
 
 class _StubModule(ModuleType):
-    __path__: list[str] = []
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -70,3 +68,26 @@ def module(name: str, **attributes: Any) -> None:
         made = ModuleType(name)
         vars(made).update(attributes)
         sys.modules[name] = made
+
+
+class _Uncompiled(ModuleType):
+    """A compiled module that is not there: it can be imported, and what is called says so."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise RuntimeError(f"{self.__name__}.{name} is not compiled")
+
+        return refuse
+
+
+def compiled_or_refusing(name: str) -> bool:
+    """Whether a compiled module is there; where it isn't, it can be imported from here on, but not used."""
+    if name in sys.modules:
+        return not isinstance(sys.modules[name], _Uncompiled)
+    if importlib.util.find_spec(name) is not None:
+        return True
+    sys.modules[name] = _Uncompiled(name)
+    return False

@@ -30,6 +30,10 @@ class Numbers:
         path = self._folder / f"{name}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
+    def has(self, name: str) -> bool:
+        """Whether there is a record of this name."""
+        return self._read(name) is not None
+
     def _rows(self, benchmark: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Records of a benchmark, whatever they are called, with their rows, by date."""
         found = [json.loads(path.read_text()) for path in self._folder.glob("*.json")]

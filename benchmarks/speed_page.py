@@ -3,7 +3,8 @@
     python -m benchmarks.speed_page
 
 Each table stands between two marks; a number whose record is missing reads "not measured".
-docs/images/psnr_seconds.png is drawn where a time_to_quality record exists. tests/benchmarks/test_speed_page.py holds the tables to the records.
+docs/images/psnr_seconds.png is drawn where a time_to_quality record exists.
+tests/benchmarks/test_speed_page.py holds the tables to the records.
 """
 
 import argparse
@@ -107,7 +108,26 @@ def optimisations(numbers: Numbers) -> str:
     return markdown(["optimisation", "predicted", "measured", "kept"], rows, n_text=4)
 
 
-TABLES = {"headline": headline, "classic": classic, "quality": quality, "optimisations": optimisations}
+def psnr_figure(numbers: Numbers) -> str:
+    """The figure of PSNR against seconds, where it was drawn."""
+    text = "Test PSNR against training seconds"
+    return f"![{text}](images/{PICTURE.name})" if numbers.runs("ngp_blender") else f"{text}: {MISSING}."
+
+
+def growth_figure(numbers: Numbers) -> str:
+    """The figure of growth, where it was measured."""
+    text = "Time and memory of a step against rays, samples, resolution and images"
+    return f"![{text}](images/growth.png)" if numbers.has("growth") else f"{text}: {MISSING}."
+
+
+TABLES = {
+    "headline": headline,
+    "classic": classic,
+    "quality": quality,
+    "psnr_figure": psnr_figure,
+    "growth_figure": growth_figure,
+    "optimisations": optimisations,
+}
 PLACES = ((README, ("headline",)), (PAGE, tuple(TABLES)))
 
 

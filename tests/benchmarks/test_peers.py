@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.peer_steps import PEERS, Batches, PeerStep
-from benchmarks.peer_stubs import make_stub
+from benchmarks.peer_stubs import compiled_or_refusing, make_stub
 from benchmarks.timing import summary
 
 FILES = {
@@ -86,6 +86,17 @@ def test_batches_are_rays_of_the_scene():
 def test_a_stub_can_be_inherited_from_and_looked_into():
     stub = make_stub("Module")
     assert issubclass(type("Own", (stub.deeper,), {}), stub.deeper.__mro__[1]) and stub(1, a=2) is not None
+
+
+def test_a_compiled_module_that_is_not_there_refuses_to_be_used():
+    name = "compiled_part_that_nobody_has"
+    try:
+        assert not compiled_or_refusing(name) and not compiled_or_refusing(name)
+        with pytest.raises(RuntimeError, match=f"{name}.sample_pdf is not compiled"):
+            sys.modules[name].sample_pdf(1, 2)
+    finally:
+        del sys.modules[name]
+    assert compiled_or_refusing("torch._C")
 
 
 def test_floors_only_where_the_network_and_samples_are_the_classic_ones():
