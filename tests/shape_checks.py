@@ -26,4 +26,5 @@ class KernelsFinder(MetaPathFinder):
     def find_spec(
         cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return PathFinder.find_spec(fullname, path, target) if fullname.startswith("nerf_trainer.ops.kernels.") else None
+        is_kernels = fullname.startswith("nerf_trainer.ops.kernels.")
+        return PathFinder.find_spec(fullname, path, target) if is_kernels else None
