@@ -154,7 +154,7 @@ def test_rates_that_a_schedule_writes_are_followed_without_a_new_capture() -> No
     run.take(frames, epoch=0)
     assert not all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
     assert isinstance(run.optimizer.param_groups[0]["lr"], Tensor)
-    assert isinstance(run.schedule, LearningRateSchedule) and run.schedule.learning_rate == 1e-3
+    assert isinstance(run.schedule, LearningRateSchedule) and run.schedule.learning_rate == pytest.approx(1e-3)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:

@@ -184,9 +184,13 @@ def test_on_a_gpu_in_a_captured_graph() -> None:
         seen = composite(**{**inputs, **leaves})
         return seen.features, *torch.autograd.grad(seen.features.square().sum(), list(leaves.values()))
 
-    expected = [part.clone() for part in step()]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # the backward pass runs on the stream of the forward: not on the default one
+        expected = [part.clone() for part in step()]
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         found = step()
     graph.replay()
     torch.cuda.synchronize()
