@@ -42,14 +42,15 @@ class HarmonicEmbedding(Configurable, torch.nn.Module):
         self,
         x: Float[Tensor, "*n D"],
         variance: Float[Tensor, "*n D"] | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> Float[Tensor, "*n E"]:
-        """Embed in float32: the highest phases have no room for rounding.
+        """Embed in float32: the highest phases have no room for rounding. Float64 points are embedded in float64.
 
         Args:
             x: what is embedded; the means of Gaussians where there is a `variance`.
             variance: of the Gaussians along each coordinate, at least 0; None embeds points.
-            dtype: what the result is rounded to, where products in less than float32 are all that follows.
+            dtype: what the result is rounded to, where products in less than float32 are all that follows;
+                None does not round.
         """
         if variance is None:
             return harmonics(x, self._frequencies, self.append_input, dtype)
@@ -59,4 +60,4 @@ class HarmonicEmbedding(Configurable, torch.nn.Module):
             halved = (variance.float()[..., None] * (0.5 * self._frequencies.square())).flatten(-2)
             kept = (-halved).exp()
             parts = [phases.sin() * kept, phases.cos() * kept]
-            return torch.cat([*parts, x] if self.append_input else parts, dim=-1).to(dtype)
+            return torch.cat([*parts, x] if self.append_input else parts, dim=-1).to(dtype or torch.float32)

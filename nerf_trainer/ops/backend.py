@@ -9,6 +9,7 @@ import importlib.util
 import os
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 
@@ -49,12 +50,12 @@ def is_interpreted() -> bool:
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """Whether ops on `tensor` run their Triton kernels.
+    """Whether ops on `tensor` run their Triton kernels. These compute in float32 at most: float64 is the twins'.
 
     Raises:
         RuntimeError: they were asked for where they can't run.
     """
-    if _chosen is Kernels.torch:
+    if _chosen is Kernels.torch or tensor.dtype is torch.float64:
         return False
     can_run = has_triton() and (tensor.is_cuda or is_interpreted())
     if _chosen is Kernels.triton and not can_run:
