@@ -27,6 +27,7 @@ from nerf_trainer.ops.occupancy_bits import (
     pack_cells,
     unpack_cells,
 )
+from nerf_trainer.ops.prune import prune
 from nerf_trainer.ops.ray_steps import BoundedRays, Steps
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import PackedSamples, RayBundle
@@ -168,26 +169,50 @@ class OccupancyGrid(Configurable, nn.Module):
             max_samples: a ray ends after this many samples; None is `max_samples_per_ray`.
         """
         flat = rays.flatten()
+        marched = self._marched(flat, budget, generator, max_samples)
+        return _packed(flat, marched, has_padding=budget is not None)
+
+    @torch.no_grad()
+    def visible_samples(
+        self,
+        rays: RayBundle,
+        densities_at: Callable[[RayBundle], Float[Tensor, "1 N 1"]],
+        candidate_budget: int,
+        budget: int,
+        early_stop: float,
+        generator: torch.Generator | None = None,
+    ) -> tuple[PackedSamples, Int[Tensor, ""]]:
+        """Samples as of `samples`, without those that others of their ray hide. Nothing is read back.
+
+        Args:
+            rays: of any shape.
+            densities_at: the density, per world unit, at candidates given as rays of one sample each, of which places
+                alone are to be looked at.
+            candidate_budget: length of the row of candidates; rays from the first on that does not fit have no samples.
+            budget: length of the row of samples that are left, likewise.
+            early_stop: transmittance below which a sample is hidden.
+            generator: as of `samples`.
+
+        Returns:
+            The samples, and how many candidates there were, int32.
+        """
+        flat = rays.flatten()
+        candidates = self._marched(flat, candidate_budget, generator)
+        densities = densities_at(_places_alone(flat, candidates)).flatten()
+        scale = torch.linalg.vector_norm(flat.directions[0], dim=-1)
+        marched = prune(candidates, densities, scale, early_stop, budget)
+        return _packed(flat, marched, has_padding=True), candidates.n_used
+
+    def _marched(
+        self, flat: RayBundle, budget: int | None, generator: torch.Generator | None, max_samples: int | None = None
+    ) -> Marched:
+        """Where the samples of rays in one group are; as `samples`."""
         near = flat.near[0]
         jitter = torch.zeros_like(near)
         if generator is not None:
             jitter = torch.rand(near.shape, generator=generator, device=near.device)
-        marched = march(
-            BoundedRays(flat.origins[0], flat.directions[0], near, flat.far[0], jitter),
-            self.cells,
-            self.steps(max_samples),
-            budget,
-        )
-        return PackedSamples(
-            samples=_one_sample_rays(flat, marched, has_padding=budget is not None),
-            ray_index=marched.ray_index,
-            starts=marched.starts,
-            ends=marched.ends,
-            first=marched.first,
-            count=marched.count,
-            complete=marched.complete,
-            n_used=marched.n_used,
-        )
+        bounded = BoundedRays(flat.origins[0], flat.directions[0], near, flat.far[0], jitter)
+        return march(bounded, self.cells, self.steps(max_samples), budget)
 
     @torch.no_grad()
     def update(self, step: int, density_fn: DensityFunction) -> None:
@@ -235,13 +260,20 @@ class OccupancyGrid(Configurable, nn.Module):
         return torch.arange(self.densities.numel(), device=self.densities.device)
 
     def _drawn_cells(self, generator: torch.Generator) -> Int[Tensor, "N"]:
-        """A quarter as many cells as there are, half of them drawn from all, half from the occupied; some repeat."""
+        """A quarter as many cells as there are: one of each eight in a row, and as many of the occupied.
+
+        Both in rising order, so that neighbours are asked for together, which is much faster; some may be in both.
+        """
         n_cells, device = self.densities.numel(), self.densities.device
-        size = (n_cells // 8,)
-        evenly = torch.randint(n_cells, (2, *size), generator=generator, device=device)
+        n = n_cells // 8
+        evenly = torch.arange(0, n_cells, 8, device=device) + torch.randint(
+            8, (2, n), generator=generator, device=device
+        )
         total = unpack_cells(self.bits).view(-1).cumsum(dim=0, dtype=torch.int32)
-        drawn = torch.randint(2**31 - 1, size, generator=generator, device=device, dtype=torch.int32)
-        of_occupied = torch.searchsorted(total, drawn % total[-1].clamp(min=1), right=True)
+        # The occupied in their order are cut into n parts of one length, with a place in each.
+        within = torch.rand(n, generator=generator, device=device)
+        place = (torch.arange(n, device=device, dtype=torch.float64) + within) * (total[-1].double() / n)
+        of_occupied = torch.searchsorted(total, place.int().clamp(max=total[-1] - 1), right=True)
         return torch.cat([evenly[0], torch.where(total[-1] > 0, of_occupied, evenly[1])])
 
     def _places(self, number: Int[Tensor, "N"], within: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
@@ -294,6 +326,38 @@ def _derive_blocks(grid: nn.Module, _: object) -> None:
     """After a state was loaded: what is not saved follows from what is."""
     assert isinstance(grid, OccupancyGrid)
     grid.blocks.copy_(occupied_blocks(grid.bits))
+
+
+def _packed(flat: RayBundle, marched: Marched, has_padding: bool) -> PackedSamples:
+    """The samples with what they know of their rays."""
+    return PackedSamples(
+        samples=_one_sample_rays(flat, marched, has_padding),
+        ray_index=marched.ray_index,
+        starts=marched.starts,
+        ends=marched.ends,
+        first=marched.first,
+        count=marched.count,
+        complete=marched.complete,
+        n_used=marched.n_used,
+    )
+
+
+def _places_alone(flat: RayBundle, marched: Marched) -> RayBundle:
+    """`_one_sample_rays` for densities, which depend on places alone: pixels and cameras are those of any ray, and view
+    directions those of the rays."""
+    origins, directions = gather_rows((flat.origins[0], flat.directions[0]), marched.ray_index)
+    starts, ends = marched.starts[None], marched.ends[None]
+    return RayBundle(
+        origins=origins[None],
+        directions=directions[None],
+        view_directions=directions[None],
+        near=starts,
+        far=ends,
+        xy=flat.xy[:, :1].expand(-1, starts.shape[1], -1),
+        camera_index=flat.camera_index[:, :1].expand(-1, starts.shape[1]),
+        lengths=(0.5 * (starts + ends))[..., None],
+        n_used=marched.n_used,
+    )
 
 
 def _one_sample_rays(flat: RayBundle, marched: Marched, has_padding: bool) -> RayBundle:

@@ -40,6 +40,10 @@ class Precision(Enum):
     """Autocast to float16, with scaled losses; CUDA only."""
 
 
+_AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+"""What precisions compute products in by autocast."""
+
+
 class Runtime:
     """The device and the ranks of a run.
 
@@ -110,8 +114,9 @@ class Runtime:
         return "Triton kernels" if uses_triton(torch.empty(0, device=self.device)) else "plain torch"
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """The context that a forward runs in."""
-        return self.accelerator.autocast()
+        """The context that a forward runs in; entered at every step, so that it has to cost little."""
+        dtype = _AUTOCAST.get(self.precision)
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model` as training steps call it: itself, or wrapped so that the ranks' gradients are averaged."""
