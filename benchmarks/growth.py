@@ -175,6 +175,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--streamed", action="store_true", help="compare a streamed set with a resident one instead")
     parser.add_argument("--images", type=int, default=2000, help="with --streamed: images of the set, 400x400 each")
     parser.add_argument("--data", type=Path, default=None, help="with --streamed: where the set is or will be written")
+    parser.add_argument("--share", type=float, default=0.25, help="with --streamed: max_memory, of what the set takes")
     parser.add_argument("--run-steps", type=int, default=6000, help="with --streamed: steps of a run, a half counted")
     parser.add_argument("--turns", type=int, default=2, help="with --streamed: runs each way")
     parser.add_argument("--dry", action="store_true", help="tiny sizes, a few steps: does everything run?")

@@ -18,8 +18,6 @@ from PIL import Image
 LOOP = "training_loop_ImplicitronTrainingLoop_args"
 LOADER = "data_source_ImplicitronDataSource_args.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
 SIZE, DRY_SIZE = 400, 24
-SHARE = 0.25
-"""Of what the set takes, as much memory is allowed."""
 
 
 def write_image(path: Path, number: int, size: int) -> None:
@@ -111,15 +109,16 @@ def streamed_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         if not (scene / "transforms_test.json").exists():
             write_scene(scene, options.images, size)
         for recipe in options.recipes:
+            share = 0.75 if options.dry else options.share
             parts: dict[str, list[dict[str, Any]]] = {"resident": [], "streamed": []}
             for turn in range(options.turns):
                 for way, of_way in parts.items():
-                    allowed = needed * (SHARE * 3 if options.dry else SHARE) if way == "streamed" else 2 * needed
+                    allowed = needed * share if way == "streamed" else 2 * needed
                     of_way.append(run(recipe, scene, allowed, options, Path(temporary) / f"{recipe}-{way}-{turn}"))
             if any(part["streamed"] != (way == "streamed") for way, of_way in parts.items() for part in of_way):
                 raise SystemExit(f"{recipe}: found runs that were not resident or streamed as asked")
             resident, streamed = (statistics.mean(part["ms"] for part in of_way) for of_way in parts.values())
-            row: dict[str, Any] = {"recipe": recipe, "images": options.images, "size": size}
+            row: dict[str, Any] = {"recipe": recipe, "images": options.images, "size": size, "share": share}
             row |= {"resident_ms": round(resident, 4), "streamed_ms": round(streamed, 4)}
             row |= {"speed_ratio": round(resident / streamed, 4)}
             row |= {f"{way}_peak_gib": max(part["peak_gib"] for part in of_way) for way, of_way in parts.items()}

@@ -18,7 +18,7 @@ from nerf_trainer.data.loaders import (
 from nerf_trainer.data.samplers import DoublePoolBatchSampler, SourceViews
 from nerf_trainer.data.scene_batches import SceneBatchLoader
 from nerf_trainer.data.splits import DatasetBase, DatasetMap, is_known, is_unseen
-from nerf_trainer.data.streaming import StreamingFrameLoader
+from nerf_trainer.data.streaming import StreamingFrameLoader, default_steps_per_pool
 from nerf_trainer.errors import ConfigError, DataError, require_at_least
 
 RGBA_BYTES = 4
@@ -60,18 +60,24 @@ class ResidentDataLoaderMapProvider(DataLoaderMapProviderBase):
     max_memory: float = 8.0
     """Gigabytes (1e9 bytes) that the training pixels may take on the device; more are streamed, in pools of a third as
     much: one in use, the next, and what a captured training step reads."""
-    steps_per_pool: int = 500
-    """Steps that a pool of images serves where training pixels are streamed."""
+    max_host_memory: float = 8.0
+    """Gigabytes of host memory that decoded training images may take where training pixels are streamed: those that fit
+    are decoded once, others each time that they are in a pool. 0 keeps none."""
+    steps_per_pool: int = 0
+    """Steps that a pool of images serves where training pixels are streamed; 0 for one for every 25,000 pixels of a
+    pool, no fewer than 500 and no more than 2000."""
     num_workers: int = 0
     """Threads that decode val and test views ahead, and the pools of a training that streams: there, 0 is for as many
     as there are processors, at most 8."""
 
     def __post_init__(self) -> None:
         require_at_least("dataset_length_train", self.dataset_length_train, 1)
-        require_at_least("steps_per_pool", self.steps_per_pool, 1)
+        if not self.max_host_memory >= 0:
+            raise ConfigError(f"max_host_memory: found {self.max_host_memory}, expected a number of at least 0")
         for name, value in (
             ("dataset_length_val", self.dataset_length_val),
             ("dataset_length_test", self.dataset_length_test),
+            ("steps_per_pool", self.steps_per_pool),
             ("num_workers", self.num_workers),
         ):
             require_at_least(name, value, 0)
@@ -100,10 +106,13 @@ class ResidentDataLoaderMapProvider(DataLoaderMapProviderBase):
                 f" {self.max_memory:g}, expected at least {fewest:.3g}, room for {POOLS_ON_DEVICE} of the largest;"
                 " raise max_memory, or downscale the images"
             )
-        loader = StreamingFrameLoader(train, self.dataset_length_train, n_frames, self.steps_per_pool, self.num_workers)
+        n_steps = self.steps_per_pool or default_steps_per_pool(n_frames * train.n_pixels / len(train))
+        loader = StreamingFrameLoader(
+            train, self.dataset_length_train, n_frames, n_steps, self.num_workers, self.max_host_memory * 1e9
+        )
         notice = (
             f"max_memory: the {len(train)} training images take {needed / 1e9:.3g} GB on the device, more than"
-            f" {self.max_memory:g}: they are streamed, {n_frames} at a time for {self.steps_per_pool} steps; raise"
+            f" {self.max_memory:g}: they are streamed, {n_frames} at a time for {n_steps} steps; raise"
             " max_memory to keep all there, steps_per_pool if steps wait for images"
         )
         return loader, (notice,)

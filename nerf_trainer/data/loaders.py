@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 
 from nerf_trainer.data.evaluation_views import EvaluationViews, evaluation_views
-from nerf_trainer.data.pixel_pools import PixelFilling
+from nerf_trainer.data.pixel_pools import DecodedFrames, PixelFilling
 from nerf_trainer.data.samplers import FrameSampler
 from nerf_trainer.data.splits import DatasetBase
 from nerf_trainer.errors import ConfigError, DataError
@@ -66,7 +66,7 @@ class ResidentFrameLoader(FrameLoader):
         return self._n_steps
 
     def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        pixels = PixelFilling(self._dataset, range(len(self._dataset)), device).result()
+        pixels = PixelFilling(DecodedFrames(self._dataset), range(len(self._dataset)), device).result()
         self._scene = replace(self._dataset.as_batch().to(device), pixels=pixels)
 
     @property

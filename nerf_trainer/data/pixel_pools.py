@@ -1,6 +1,7 @@
 """Frames decoded into a `PixelStore` on a device by threads in the background.
 
-Memory on the host is bounded by an image a thread (and the masks, where there are any). On CUDA every image goes over
+Memory on the host is bounded by an image a thread (and the masks, where there are any), besides what `DecodedFrames`
+may keep. On CUDA every image goes over
 through pinned memory, on a stream of its own: copies overlap with what the device computes. A thread waits for each of
 its copies, so that once all threads have ended nothing is under way: whoever then uses the memory, on any stream, or
 gives it back, need not know of the copies.
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from nerf_trainer.data.splits import DatasetBase
@@ -25,22 +26,53 @@ def default_threads() -> int:
     return min(8, os.cpu_count() or 1)
 
 
+class DecodedFrames:
+    """Frames of a dataset, decoded when asked for and kept in host memory, as many as fit there; for any thread.
+
+    A frame that did not fit when it was decoded is decoded again each time: what is kept changes how long a frame
+    takes, and nothing else.
+
+    Args:
+        dataset: where frames are decoded.
+        most_bytes: what those that are kept may take; with 0 none is.
+    """
+
+    def __init__(self, dataset: DatasetBase, most_bytes: float = 0.0) -> None:
+        self.dataset = dataset
+        self._room = most_bytes
+        self._kept: dict[int, tuple[UInt8[Tensor, "_ _ 4"], Bool[Tensor, "_ _"] | None]] = {}
+        self._lock = threading.Lock()
+
+    def frame(self, index: int) -> tuple[UInt8[Tensor, "H W 4"], Bool[Tensor, "H W"] | None]:
+        """The pixels of a frame, and which of them may be used; None for all."""
+        kept = self._kept.get(index)
+        if kept is not None:
+            return kept
+        rgba, valid = self.dataset.rgba(index), self.dataset.valid(index)
+        n_bytes = rgba.nbytes + (0 if valid is None else valid.nbytes)
+        with self._lock:
+            if index not in self._kept and n_bytes <= self._room:
+                self._room -= n_bytes
+                self._kept[index] = rgba, valid
+        return rgba, valid
+
+
 class PixelFilling:
     """A `PixelStore` in the making; threads begin to decode at once.
 
     Args:
-        dataset: where frames are decoded.
+        frames: where frames are decoded.
         indices: which of its frames, in the order of the store's images.
         device: where the pixels go.
         n_threads: how many frames are decoded at the same time; 0 for `default_threads`.
     """
 
     def __init__(
-        self, dataset: DatasetBase, indices: Sequence[int], device: torch.device | str, n_threads: int = 0
+        self, frames: DecodedFrames, indices: Sequence[int], device: torch.device | str, n_threads: int = 0
     ) -> None:
-        self._dataset = dataset
+        self._frames, self._dataset = frames, frames.dataset
         self._indices = list(indices)
-        self._sizes_hw = dataset.image_sizes_hw[self._indices]
+        self._sizes_hw = self._dataset.image_sizes_hw[self._indices]
         self._ends = self._sizes_hw.prod(dim=1).cumsum(dim=0)
         n_pixels = int(self._ends[-1]) if self._indices else 0
         self._rgba = torch.empty(n_pixels, 4, dtype=torch.uint8, device=device)
@@ -89,8 +121,7 @@ class PixelFilling:
             if self._stream is not None:  # a thread begins on the first device, where others may be at work
                 torch.cuda.set_device(self._rgba.device)
             for i, (start, end) in self._next_spans():
-                image = self._dataset.rgba(self._indices[i])
-                self._valid[i] = self._dataset.valid(self._indices[i])
+                image, self._valid[i] = self._frames.frame(self._indices[i])
                 self._copy(image.reshape(-1, 4), start, end)
         except BaseException as error:  # raised again for whoever waits for the result
             self._error = error

@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from nerf_trainer.data.loaders import FrameLoader
-from nerf_trainer.data.pixel_pools import PixelFilling
+from nerf_trainer.data.pixel_pools import DecodedFrames, PixelFilling
 from nerf_trainer.data.splits import DatasetBase
 from nerf_trainer.frames import FrameContents, FrameData
 from nerf_trainer.randomness import derive_seed
+
+PIXELS_A_STEP = 25_000
+"""Pixels to decode for a step: in a millisecond, that is what two or three processors decode of PNG files."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,18 @@ class PoolPlan:
         return order[share[first : first + self.frames_of_pool]].tolist()
 
 
+def default_steps_per_pool(n_pixels: float) -> int:
+    """Steps that a pool serves where nothing else is said: one for every `PIXELS_A_STEP` pixels of it, within bounds.
+
+    The time to decode the next pool grows with its pixels, whatever a step does meanwhile; so the larger a pool, the
+    more steps it serves. It is at least 500, and at most 2000, so that trainings of usual length see every image.
+
+    Args:
+        n_pixels: pixels of a pool.
+    """
+    return int(min(max(n_pixels / PIXELS_A_STEP, 500), 2000))
+
+
 class StreamingFrameLoader(FrameLoader):
     """Each step is all pixels and cameras of a pool of frames, and the ray sampler draws.
 
@@ -75,12 +90,20 @@ class StreamingFrameLoader(FrameLoader):
         frames_per_pool: frames that a pool has at most.
         steps_per_pool: steps that a pool serves.
         num_workers: threads that decode; 0 for as many as there are processors, at most 8.
+        most_host_bytes: what decoded frames that are kept in host memory may take.
     """
 
     def __init__(
-        self, dataset: DatasetBase, n_steps: int, frames_per_pool: int, steps_per_pool: int, num_workers: int = 0
+        self,
+        dataset: DatasetBase,
+        n_steps: int,
+        frames_per_pool: int,
+        steps_per_pool: int,
+        num_workers: int = 0,
+        most_host_bytes: float = 0.0,
     ) -> None:
         self._dataset = dataset
+        self._decoded = DecodedFrames(dataset, most_host_bytes)
         self._n_steps = n_steps
         self._steps_per_pool = steps_per_pool
         self._num_workers = num_workers
@@ -136,7 +159,7 @@ class StreamingFrameLoader(FrameLoader):
         if self._next is not None and self._next[0] == number:
             return self._next[1]
         self._drop_next()
-        filling = PixelFilling(self._dataset, self._plan.frames(number), device, self._num_workers)
+        filling = PixelFilling(self._decoded, self._plan.frames(number), device, self._num_workers)
         self._next = number, filling
         self._at_end = weakref.finalize(self, filling.cancel)
         return filling

@@ -12,7 +12,7 @@ import torch
 
 from nerf_trainer.data import streaming
 from nerf_trainer.data.pixel_pools import PixelFilling
-from nerf_trainer.data.streaming import PoolPlan, StreamingFrameLoader
+from nerf_trainer.data.streaming import PoolPlan, StreamingFrameLoader, default_steps_per_pool
 from nerf_trainer.errors import DataError
 from nerf_trainer.frames import FrameData
 from tests.data.frames_kit import DECODED, FakeFrames
@@ -20,8 +20,8 @@ from tests.data.frames_kit import DECODED, FakeFrames
 N_FRAMES, N_STEPS = 11, 10
 
 
-def loader_of(frames, n_steps=N_STEPS, per_pool=3, steps_per_pool=4, seed=0, rank=0, world_size=1):
-    loader = StreamingFrameLoader(frames, n_steps, per_pool, steps_per_pool, num_workers=2)
+def loader_of(frames, n_steps=N_STEPS, per_pool=3, steps_per_pool=4, seed=0, rank=0, world_size=1, kept=0.0):
+    loader = StreamingFrameLoader(frames, n_steps, per_pool, steps_per_pool, num_workers=2, most_host_bytes=kept)
     loader.place("cpu", seed, rank, world_size)
     return loader
 
@@ -99,6 +99,30 @@ def test_draws_of_a_resumed_run_are_those_of_an_uninterrupted_one():
     generator.set_state(saved)
     rest = colours(loader_of(frames), generator, 1, start=6)
     assert torch.equal(torch.stack(whole), torch.stack(first + rest))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("kept", [96, 4 * 96, 1e9])
+def test_frames_kept_in_host_memory_change_no_batch(rank, kept):
+    """Room for one image (96 bytes), for some, and for all."""
+    plain, keeping = FakeFrames("a" * N_FRAMES), FakeFrames("a" * N_FRAMES)
+    expected = shown(loader_of(plain, rank=rank, world_size=2), epochs=range(4))
+    assert shown(loader_of(keeping, rank=rank, world_size=2, kept=kept), epochs=range(4)) == expected
+    resumed = shown(loader_of(keeping, rank=rank, world_size=2, kept=kept), [1], 5)
+    assert resumed == expected[N_STEPS + 5 : 2 * N_STEPS]
+
+
+def test_everything_is_decoded_once_where_all_fits_in_host_memory():
+    frames = FakeFrames("a" * N_FRAMES)
+    shown(loader_of(frames, kept=1e9), epochs=range(6))
+    assert frames.calls[DECODED] == N_FRAMES
+
+
+@pytest.mark.parametrize(
+    ("n_pixels", "n_steps"), [(0, 500), (12_500_000, 500), (20_000_000, 800), (166 * 400**2, 1062), (6.7e8, 2000)]
+)
+def test_larger_pools_serve_more_steps(n_pixels, n_steps):
+    assert default_steps_per_pool(n_pixels) == n_steps
 
 
 def test_place_begins_anew():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nerf_trainer.data.loaders import ResidentFrameLoader
-from nerf_trainer.data.pixel_pools import PixelFilling
+from nerf_trainer.data.pixel_pools import DecodedFrames, PixelFilling
 from nerf_trainer.data.streaming import PoolPlan, StreamingFrameLoader
 from nerf_trainer.frames import PixelStore
 from tests.data.frames_kit import FakeFrames
@@ -42,7 +42,7 @@ def test_a_store_is_not_filled_before_earlier_readers_of_its_memory_are_done():
     torch.cuda.synchronize()
     for k in range(N_FRAMES):
         n_busy += is_busy()
-        store = PixelFilling(dataset, [(k + i) % N_FRAMES for i in range(n)], "cuda", 4).result()
+        store = PixelFilling(DecodedFrames(dataset), [(k + i) % N_FRAMES for i in range(n)], "cuda", 4).result()
         places.add(store.rgba.data_ptr())
         square = keep_busy(square)
         wrong += (store.rgba != expected[k]).sum()
@@ -87,7 +87,7 @@ def test_a_pool_that_is_dropped_leaves_the_memory_alone():
     square = torch.rand(4096, 4096, device="cuda")
     for _ in range(10):
         square = keep_busy(square)  # copies wait for it
-        filling = PixelFilling(dataset, range(N_FRAMES), "cuda", 4)
+        filling = PixelFilling(DecodedFrames(dataset), range(N_FRAMES), "cuda", 4)
         filling.cancel()
         del filling
         zeros = torch.zeros(n_bytes, dtype=torch.uint8, device="cuda")
