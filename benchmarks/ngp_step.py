@@ -16,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ from nerf_trainer.models.overfit import OverfitModel
 from nerf_trainer.ops.backend import Kernels
 from nerf_trainer.ops.packed import composite_packed
 from nerf_trainer.randomness import random_streams, seed_streams
-from nerf_trainer.renderers.occupancy import N_SAMPLES, VALID_RAYS, OccupancyGridRenderer
+from nerf_trainer.rays.bundle import PackedSamples
+from nerf_trainer.renderers.occupancy import N_CANDIDATES, N_SAMPLES, VALID_RAYS, OccupancyGridRenderer
+from nerf_trainer.training.optimizer_factory import while_captured
 from nerf_trainer.training.runtime import Precision, Runtime
 from nerf_trainer.training.stats import Statistics
 from nerf_trainer.training.step import TrainingStep
@@ -113,6 +116,7 @@ def timed(training: Training, n_train: int, n_steps: int) -> dict[str, Any]:
         **summary(times),
         "ms_in_a_row": round(in_a_row, 4),
         "samples": round(means[N_SAMPLES]),
+        "candidates": round(means.get(N_CANDIDATES, means[N_SAMPLES])),
         "valid_rays": round(means[VALID_RAYS], 4),
         "samples_per_s": round(means[N_SAMPLES] / in_a_row * 1e3),
         "psnr": round(means["loss_rgb_psnr"], 2),
@@ -130,8 +134,14 @@ def parts(training: Training, n_times: int) -> dict[str, float]:
         raise SystemExit("parts are those of a HashGridImplicitFunction under an OccupancyGridRenderer")
     cameras, pixels = training.frames.cameras, training.frames.pixels
     rays = model.raysampler.draw(cameras, pixels, with_lengths=False)
-    generator, budget = renderer._jitter.on(rays.near.device), renderer.sample_budget_training
-    packed = renderer.occupancy_grid.samples(rays, budget, generator)
+    generator = renderer._jitter.on(rays.near.device)
+    longest = max(renderer.sample_budget_training, renderer.candidate_budget_training)
+
+    def sampled() -> PackedSamples:
+        with autocast():
+            return renderer._training_samples(rays.flatten(), BoundField(field, FieldInputs()))[0]
+
+    packed = sampled()
     layout = (packed.starts, packed.ends, packed.ray_index, packed.first, packed.count)
 
     def forward() -> tuple[Tensor, Tensor]:
@@ -160,6 +170,11 @@ def parts(training: Training, n_times: int) -> dict[str, float]:
 
         return renew
 
+    def optimize() -> None:
+        capturing = torch.cuda.is_current_stream_capturing()
+        with while_captured(training.optimizer) if capturing else nullcontext():
+            training.optimizer.step()
+
     leaves = [densities.requires_grad_(), features.requires_grad_()]
 
     def composite() -> Tensor:
@@ -169,13 +184,14 @@ def parts(training: Training, n_times: int) -> dict[str, float]:
         parameter.grad = torch.zeros_like(parameter)
     actions: dict[str, Callable[[], object]] = {
         "draw_rays": lambda: model.raysampler.draw(cameras, pixels, with_lengths=False),
-        "march": lambda: renderer.occupancy_grid.samples(rays, budget, generator),
+        "march": lambda: renderer.occupancy_grid.samples(rays, longest, generator),
+        "march_and_prune": sampled,
         "encode": torch.no_grad()(encode),
         "field_forward": torch.no_grad()(forward),
         "composite_forward": torch.no_grad()(composite),
         "composite_forward_backward": lambda: torch.autograd.grad(composite(), leaves),
         "field_composite_forward_backward": backward(whole),
-        "optimizer": training.optimizer.step,
+        "optimizer": optimize,
         "occupancy_update_all_cells": update(0),
         "occupancy_update_drawn_cells": update(renderer.occupancy_grid.update_interval * 10_000),
     }

@@ -79,6 +79,7 @@ MOST: Mapping[str, int] = {
     "log2_hashmap_size": 10,
     "finest_resolution": 64,
     "sample_budget_training": 2048,
+    "candidate_budget_training": 4096,
     # batches, a few at a time
     "batch_size": 4,
     "num_workers": 0,

@@ -71,7 +71,7 @@ def tiny_ngp(compose: Compose) -> DictConfig:
     shrink_(config)
     model = chosen(config, "model_factory", "model")
     renderer = chosen(model, "renderer")
-    renderer.sample_budget_training = 512
+    renderer.update(sample_budget_training=512, candidate_budget_training=1024)
     renderer.occupancy_grid_args.update(resolution=16, step_size=0.1, update_interval=2, warmup_steps=4)
     chosen(model, "implicit_function").update(n_levels=3, log2_hashmap_size=8, finest_resolution=32)
     return config

@@ -58,13 +58,13 @@ def march(rays: BoundedRays, cells: OccupiedCells, steps: Steps, budget: int | N
         from nerf_trainer.ops.kernels import march as kernels
 
         count = kernels.count_samples(rays, cells, steps)
-        first, kept, complete, n_used = _fitted(count, steps.most, budget)
+        first, kept, complete, n_used = fitted(count, n_rays * steps.most, budget)
         length = int(n_used) if budget is None else budget
         starts, ends, ray_index = kernels.write_samples(rays, cells, steps, first, kept, length)
         return Marched(starts, ends, ray_index, first, kept, complete, n_used)
     samples = reference.occupied_steps(rays, cells, steps)
     count = torch.bincount(samples.ray, minlength=n_rays).to(torch.int32)
-    first, kept, complete, n_used = _fitted(count, steps.most, budget)
+    first, kept, complete, n_used = fitted(count, n_rays * steps.most, budget)
     used = int(n_used)
     starts, ends = torch.zeros(2, used if budget is None else budget, device=device).unbind()
     ray_index = torch.full_like(starts, n_rays, dtype=torch.int32)
@@ -72,16 +72,16 @@ def march(rays: BoundedRays, cells: OccupiedCells, steps: Steps, budget: int | N
     return Marched(starts, ends, ray_index, first, kept, complete, n_used)
 
 
-def _fitted(
+def fitted(
     count: Int[Tensor, "R"], most: int, budget: int | None
 ) -> tuple[Int[Tensor, "R"], Int[Tensor, "R"], Bool[Tensor, "R"], Int[Tensor, ""]]:
     """Places in the row of what fits: first, count, complete and n_used as in `Marched`.
 
     Args:
-        count: the samples of each ray, at most `most`.
+        count: the samples of each ray.
+        most: samples that all rays together have at most.
     """
-    fits_int32 = len(count) * most < 2**31
-    total = count.cumsum(dim=0, dtype=torch.int32 if fits_int32 else torch.int64)
+    total = count.cumsum(dim=0, dtype=torch.int32 if most < 2**31 else torch.int64)
     if budget is None:
         complete, kept = torch.ones_like(count, dtype=torch.bool), count
     else:

@@ -3,7 +3,8 @@
 R: rays; M: places in the row of packed samples; C: channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -23,6 +24,8 @@ from nerf_trainer.renderers.base import DISTORTION, BaseRenderer, EvaluationMode
 
 N_SAMPLES, VALID_RAYS, OCCUPIED = "n_samples", "valid_rays", "occupied"
 """Statistics: samples in a step's row, the part of its rays that were rendered, the part of cells that are occupied."""
+N_CANDIDATES = "n_candidates"
+"""Statistic where hidden samples are pruned: samples in a step's row before they were."""
 
 
 @registry.register
@@ -33,12 +36,17 @@ class OccupancyGridRenderer(BaseRenderer):
     are not rendered, and don't count in losses that step. An evaluation renders every ray, front to back in rounds, and
     leaves the rays that nothing more can be seen along. The grid is renewed before training steps, by the densities of
     the one field; a field whose density depends on more than a position is refused.
+
+    With `candidate_budget_training` a step asks for densities first, and its row holds only samples that are not
+    hidden, as in NerfAcc (Li et al. 2023): it has room for more rays, whose colours and gradients stay the same.
     """
 
     occupancy_grid: OccupancyGrid = nested()
     """Where it is worth looking."""
     sample_budget_training: int = 2**18
     """Room for samples in a training step."""
+    candidate_budget_training: int = 0
+    """Room for the samples among which a training step looks for those that are not hidden; 0: all are taken."""
     sample_budget_evaluation: int = 2**22
     """Most samples evaluated at once in evaluation; any number works."""
     samples_per_round_evaluation: int = 16
@@ -62,6 +70,16 @@ class OccupancyGridRenderer(BaseRenderer):
         ):
             if n < least:
                 raise ConfigError(f"{name}: {n}, expected a whole number of at least {least}")
+        if self.prunes and self.candidate_budget_training < self.sample_budget_training:
+            raise ConfigError(
+                f"candidate_budget_training: {self.candidate_budget_training}, expected 0, or room for at least the"
+                f" {self.sample_budget_training} samples of sample_budget_training"
+            )
+        if self.prunes and self.early_stop == 0.0:
+            raise ConfigError(
+                "candidate_budget_training: with early_stop: 0 nothing is hidden; give a transmittance, as 1e-4, or 0"
+                " candidates"
+            )
         if not 0.0 <= self.early_stop < 1.0:
             raise ConfigError(f"early_stop: {self.early_stop}, expected a transmittance from 0 to below 1, as 1e-4")
         if len(self.bg_color) not in (1, self.spec.color_dim):
@@ -81,7 +99,7 @@ class OccupancyGridRenderer(BaseRenderer):
         rays, field = ray_bundle.flatten(), implicit_functions[0]
         if evaluation_mode is EvaluationMode.EVALUATION:
             return self._output(self._evaluate(rays, field), ray_bundle)
-        packed = self.occupancy_grid.samples(rays, self.sample_budget_training, self._jitter.on(rays.near.device))
+        packed, counts = self._training_samples(rays, field)
         seen, weights = self._composite(packed, rays, field, with_weights=self.spec.distortion)
         spread = None if weights is None else packed_distortion(weights, *_layout(packed))
         per_ray = (*ray_bundle.ray_shape, 1)
@@ -90,11 +108,23 @@ class OccupancyGridRenderer(BaseRenderer):
             valid=packed.complete.float().reshape(per_ray),
             extras={} if spread is None else {DISTORTION: spread.reshape(per_ray)},
             statistics={
-                N_SAMPLES: packed.n_used.float(),
+                **counts,
                 VALID_RAYS: packed.complete.float().mean(),
                 OCCUPIED: self._occupied.clone(),
             },
         )
+
+    def _training_samples(self, rays: RayBundle, field: BoundField) -> tuple[PackedSamples, dict[str, Tensor]]:
+        """A step's samples, and statistics of how many there are."""
+        grid, budget, generator = self.occupancy_grid, self.sample_budget_training, self._jitter.on(rays.near.device)
+        if not self.prunes:
+            packed = grid.samples(rays, budget, generator)
+            return packed, {N_SAMPLES: packed.n_used.float()}
+        with _no_cached_casts():
+            packed, n_candidates = grid.visible_samples(
+                rays, field.densities, self.candidate_budget_training, budget, self.early_stop, generator
+            )
+        return packed, {N_SAMPLES: packed.n_used.float(), N_CANDIDATES: n_candidates.float()}
 
     def _composite(
         self, packed: PackedSamples, rays: RayBundle, field: BoundField, with_weights: bool = False
@@ -189,7 +219,12 @@ class OccupancyGridRenderer(BaseRenderer):
 
     @property
     def statistics_names(self) -> tuple[str, ...]:
-        return (N_SAMPLES, VALID_RAYS, OCCUPIED)
+        return (N_SAMPLES, VALID_RAYS, OCCUPIED, *((N_CANDIDATES,) if self.prunes else ()))
+
+    @property
+    def prunes(self) -> bool:
+        """Whether a training step leaves hidden samples out of its row."""
+        return self.candidate_budget_training != 0
 
     @property
     def gives_distortion(self) -> bool:
@@ -213,6 +248,18 @@ class OccupancyGridRenderer(BaseRenderer):
 def _layout(packed: PackedSamples) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """How the samples lie in their row, as `ops.packed` takes it."""
     return packed.starts, packed.ends, packed.ray_index, packed.first, packed.count
+
+
+@contextmanager
+def _no_cached_casts() -> Iterator[None]:
+    """Autocast keeps no copies of the weights within: those that are made without gradients would be found again by
+    what needs them."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _at(points: Float[Tensor, "N 3"]) -> RayBundle:

@@ -24,7 +24,9 @@ N_STEPS = 24
 """More than an update of the grid apart."""
 
 
-def fast(capture: bool, precision: Precision = Precision.fp32, n_rays: int = 4096, budget: int = 2**18) -> Run:
+def fast(
+    capture: bool, precision: Precision = Precision.fp32, n_rays: int = 4096, budget: int = 2**18, candidates: int = 0
+) -> Run:
     box = (2.4, 2.4, 2.4)
     return Run(
         capture,
@@ -34,6 +36,7 @@ def fast(capture: bool, precision: Precision = Precision.fp32, n_rays: int = 409
         renderer=Factory.of(
             OccupancyGridRenderer,
             sample_budget_training=budget,
+            candidate_budget_training=candidates,
             occupancy_grid=OccupancyGrid(resolution=64, extents=box, update_interval=8, warmup_steps=16),
         ),
         implicit_function=Factory.of(HashGridImplicitFunction, extents=box, log2_hashmap_size=15),
@@ -51,10 +54,11 @@ def taken(run: Run, n_steps: int) -> Tensor:
     return torch.stack(run.losses)
 
 
+@pytest.mark.parametrize("candidates", [0, 2**19])
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
-def test_captured_steps_do_what_eager_ones_do(precision: Precision) -> None:
+def test_captured_steps_do_what_eager_ones_do(precision: Precision, candidates: int) -> None:
     """Nearly: atomic additions in the table's gradient come in any order."""
-    eager, captured = fast(False, precision), fast(True, precision)
+    eager, captured = (fast(capture, precision, candidates=candidates) for capture in (False, True))
     expected, found = taken(eager, N_STEPS), taken(captured, N_STEPS)
     assert captured.step.is_captured, captured.said
     assert found.isfinite().all()
@@ -64,17 +68,19 @@ def test_captured_steps_do_what_eager_ones_do(precision: Precision) -> None:
         assert means[1][name] == pytest.approx(means[0][name], rel=0.05)
 
 
-def test_kernels_and_twins_train_alike() -> None:
+@pytest.mark.parametrize("candidates", [0, 2**16])
+def test_kernels_and_twins_train_alike(candidates: int) -> None:
     losses = []
     for choice in (Kernels.triton, Kernels.torch):
-        run = fast(False, n_rays=256, budget=2**15)
+        run = fast(False, n_rays=256, budget=2**15, candidates=candidates)
         with kernels(choice):
             losses.append(taken(run, 10))
     torch.testing.assert_close(losses[0], losses[1], rtol=0.02, atol=1e-4)
 
 
-def test_nothing_waits_for_the_device_not_even_updates_of_the_grid() -> None:
-    run, frames = fast(True), scene()
+@pytest.mark.parametrize("candidates", [0, 2**19])
+def test_nothing_waits_for_the_device_not_even_updates_of_the_grid(candidates: int) -> None:
+    run, frames = fast(True, candidates=candidates), scene()
     taken(run, FIRST_WARM_UP + 20)
     torch.cuda.synchronize()
     try:

@@ -150,6 +150,74 @@ def test_rays_beyond_the_budget_are_said_to_be_so_and_have_no_gradient() -> None
     assert field.density.grad is None or field.density.grad == 0.0
 
 
+# --- leaving hidden samples out ------------------------------------------------------------------------------------
+
+
+class Learned(BallField):
+    """A ball whose density and colour are learned."""
+
+    def __post_init__(self) -> None:
+        self.learned = torch.nn.Parameter(torch.tensor([1.0, 0.7, 0.2, 0.4]))
+        self.asked: list[tuple[int, bool]] = []
+
+    def forward(self, ray_bundle: RayBundle, inputs: FieldInputs) -> FieldOutputs:
+        densities = super().forward(ray_bundle, inputs).densities
+        self.asked.append((densities.numel(), torch.is_grad_enabled()))
+        return FieldOutputs(densities * self.learned[0], self.learned[1:].expand(*densities.shape[:-1], 3))
+
+
+def learned(density: float = 30.0) -> Learned:
+    return Learned(spec=FieldSpec(), density=density)
+
+
+def test_what_is_hidden_is_left_out_and_nothing_looks_otherwise() -> None:
+    outcomes = []
+    for options in ({"sample_budget_training": 2**16}, {"candidate_budget_training": 2**16}):
+        module = renderer(RendererSpec(distortion=True), **{"sample_budget_training": 2**15, **options})
+        field = learned()
+        seen = module(view(), [bound(field)], TRAINING)
+        assert seen.valid is not None and (seen.valid == 1.0).all()
+        assert set(seen.statistics) == set(module.statistics_names)
+        loss = seen.features.square().sum() + seen.depths.sum() + seen.masks.sum() + seen.extras[DISTORTION].sum()
+        loss.backward()
+        outcomes.append((seen, field))
+    (whole, of_all), (seen, of_some) = outcomes
+    for name in ("features", "depths", "masks"):
+        torch.testing.assert_close(getattr(seen, name), getattr(whole, name))
+    torch.testing.assert_close(seen.extras[DISTORTION], whole.extras[DISTORTION])
+    torch.testing.assert_close(of_some.learned.grad, of_all.learned.grad)
+    assert of_all.asked == [(2**16, True)] and of_some.asked == [(2**16, False), (2**15, True)]
+    assert seen.statistics["n_candidates"] == whole.statistics["n_samples"]
+    assert 0 < seen.statistics["n_samples"] < 0.8 * seen.statistics["n_candidates"]
+
+
+@pytest.mark.parametrize(("candidates", "budget"), [(2**16, 3000), (8000, 6000)], ids=["samples", "candidates"])
+def test_rays_that_lack_room_among_candidates_or_samples_have_no_effect(candidates: int, budget: int) -> None:
+    rays, field = view(8).flatten(), learned()
+    whole = renderer(sample_budget_training=2**17)(rays, [bound(learned())], TRAINING)
+    module = renderer(sample_budget_training=budget, candidate_budget_training=candidates)
+    seen = module(rays, [bound(field)], TRAINING)
+    assert seen.valid is not None and 0.0 < seen.valid.mean() < 1.0
+    n_valid = int(seen.valid.sum())
+    assert (seen.valid[0, :n_valid] == 1.0).all() and seen.statistics["valid_rays"] == seen.valid.mean()
+    assert 0 < seen.statistics["n_samples"] <= budget and seen.statistics["n_candidates"] <= candidates
+    torch.testing.assert_close(seen.features[:, :n_valid], whole.features[:, :n_valid])
+    assert (seen.masks[:, n_valid:] == 0.0).all()
+    (seen.features[:, n_valid:].sum() + seen.masks[:, n_valid:].sum()).backward()
+    assert field.learned.grad is None or (field.learned.grad == 0.0).all()
+
+
+def test_looking_at_densities_first_takes_no_gradients_away_under_autocast() -> None:
+    """Autocast would find casts of the weights again that were made without gradients."""
+    small = {"n_layers_xyz": 2, "append_xyz": (1,), "n_hidden_neurons_xyz": 32, "n_hidden_neurons_dir": 16}
+    field = NeuralRadianceFieldImplicitFunction(spec=FieldSpec(), **small)
+    module = renderer(of_grid={"step_size": 0.1}, sample_budget_training=2**13, candidate_budget_training=2**13)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        module(view(8), [bound(field)], TRAINING).features.sum().backward()
+    for name, parameter in field.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
 def test_statistics_and_distortion_are_of_training_alone() -> None:
     module = renderer(RendererSpec(distortion=True))
     seen = module(view(8), [ball()], TRAINING)
@@ -259,6 +327,9 @@ def test_several_passes_are_refused() -> None:
         ({"sample_budget_training": 0}, "sample_budget_training: 0"),
         ({"sample_budget_evaluation": 0}, "sample_budget_evaluation: 0"),
         ({"samples_per_round_evaluation": 0}, "samples_per_round_evaluation: 0"),
+        ({"candidate_budget_training": -1}, "candidate_budget_training: -1"),
+        ({"candidate_budget_training": 10, "sample_budget_training": 20}, "at least the 20 samples"),
+        ({"candidate_budget_training": 2**20, "early_stop": 0.0}, "early_stop: 0 nothing is hidden"),
         ({"early_stop": 1.0}, "early_stop: 1.0"),
         ({"bg_color": (0.0, 1.0)}, "bg_color of the renderer"),
     ],

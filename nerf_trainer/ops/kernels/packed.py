@@ -135,7 +135,7 @@ def distortion_backward(
 
 
 @triton.jit
-def _thickness(densities, starts, ends, place, there, scale):
+def thickness(densities, starts, ends, place, there, scale):
     """Optical thickness before it is limited, and the middle of the interval."""
     density = tl.load(densities + place, mask=there, other=0.0).to(tl.float32)
     start = tl.load(starts + place, mask=there, other=0.0)
@@ -187,7 +187,7 @@ def _composite(
     while (done < n) & (before <= limit):
         there = done + lane < n
         place = begin + done + lane
-        tau, _, middle, _ = _thickness(densities, starts, ends, place, there, scale)
+        tau, _, middle, _ = thickness(densities, starts, ends, place, there, scale)
         tau = tl.minimum(tau, OPAQUE)
         reach = before + (tl.cumsum(tau, axis=0) - tau)
         weight = tl.where(there & (reach <= limit), tl.exp(-reach) * _opacity(tau), 0.0)
@@ -271,7 +271,7 @@ def _composite_backward(
     while (done < n) & (before <= limit):
         there = done + lane < n
         place = begin + done + lane
-        whole, width, middle, is_dense = _thickness(densities, starts, ends, place, there, scale)
+        whole, width, middle, is_dense = thickness(densities, starts, ends, place, there, scale)
         tau = tl.minimum(whole, OPAQUE)
         reach = before + (tl.cumsum(tau, axis=0) - tau)
         reached = there & (reach <= limit)

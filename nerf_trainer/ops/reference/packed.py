@@ -22,12 +22,12 @@ def composite_packed(
 ) -> tuple[Float[Tensor, "R C"], Float[Tensor, "R"], Float[Tensor, "R"], Float[Tensor, "M"]]:
     """Features, opacity, depth and weights; see `ops.packed.composite_packed`."""
     kept = torch.float64 if densities.dtype == torch.float64 else torch.float32
-    used, ray = _of_rays(ray_index, count)
+    used, ray = of_rays(ray_index, count)
     widths = ends.double() - starts.double()
-    widths = widths if scale is None else widths * _at(scale.double(), ray)
+    widths = widths if scale is None else widths * at_rays(scale.double(), ray)
     tau = torch.where(used, densities.double(), 0.0).relu() * torch.where(used, widths, 0.0)
     tau = tau.clamp(max=OPAQUE)
-    transmittance = torch.exp(-_before(tau, ray, first))
+    transmittance = torch.exp(-before_on_ray(tau, ray, first))
     reached = used & (transmittance >= early_stop)
     weights = torch.where(reached, -torch.expm1(-tau) * transmittance, 0.0)
     middles = 0.5 * (starts.double() + ends.double())
@@ -39,8 +39,8 @@ def composite_packed(
         ],
         dim=-1,
     )
-    of_rays = _sum_within(columns, ray, used, len(count)).to(kept)
-    return of_rays[:, :-2], of_rays[:, -2], of_rays[:, -1], weights.to(kept)
+    seen = _sum_within(columns, ray, used, len(count)).to(kept)
+    return seen[:, :-2], seen[:, -2], seen[:, -1], weights.to(kept)
 
 
 def packed_distortion(
@@ -53,11 +53,11 @@ def packed_distortion(
 ) -> Float[Tensor, "R"]:
     """Spread of each ray's weights; see `ops.packed.packed_distortion`."""
     kept = torch.float64 if weights.dtype == torch.float64 else torch.float32
-    used, ray = _of_rays(ray_index, count)
+    used, ray = of_rays(ray_index, count)
     weights = torch.where(used, weights.double(), 0.0)
     begin, end = (contracted(torch.where(used, t.double(), 0.0)) for t in (starts, ends))
     middle = 0.5 * (begin + end)
-    between = middle * _before(weights, ray, first) - _before(weights * middle, ray, first)
+    between = middle * before_on_ray(weights, ray, first) - before_on_ray(weights * middle, ray, first)
     terms = 2.0 * weights * between + weights.square() * (end - begin) / 3.0
     return _sum_within(terms[:, None], ray, used, len(count))[:, 0].to(kept)
 
@@ -67,17 +67,18 @@ def contracted(lengths: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     return torch.where(lengths < 1.0, 0.5 * lengths, 1.0 - 0.5 / lengths.clamp(min=1.0))
 
 
-def _of_rays(ray_index: Int[Tensor, "M"], count: Int[Tensor, "R"]) -> tuple[Bool[Tensor, "M"], Int[Tensor, "M"]]:
+def of_rays(ray_index: Int[Tensor, "M"], count: Int[Tensor, "R"]) -> tuple[Bool[Tensor, "M"], Int[Tensor, "M"]]:
     """Which samples are no padding, and the ray of each; of padding, any."""
     used = ray_index < len(count)
     return used, torch.where(used, ray_index, 0).long()
 
 
-def _at(values: Float[Tensor, "R"], ray: Int[Tensor, "M"]) -> Float[Tensor, "M"]:
+def at_rays(values: Float[Tensor, "R"], ray: Int[Tensor, "M"]) -> Float[Tensor, "M"]:
+    """The value of each sample's ray."""
     return values.new_ones(ray.shape) if len(values) == 0 else values[ray]
 
 
-def _before(values: Float[Tensor, "M"], ray: Int[Tensor, "M"], first: Int[Tensor, "R"]) -> Float[Tensor, "M"]:
+def before_on_ray(values: Float[Tensor, "M"], ray: Int[Tensor, "M"], first: Int[Tensor, "R"]) -> Float[Tensor, "M"]:
     """The sum of the values before each sample on its ray."""
     if len(first) == 0:
         return torch.zeros_like(values)
