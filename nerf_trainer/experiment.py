@@ -15,7 +15,7 @@ from rich.text import Text
 from nerf_trainer import __version__, launch
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.command_line import assignment, chosen_config, given_keys, listing, shell_line, without
-from nerf_trainer.config import Configurable, build, choice, prune
+from nerf_trainer.config import Configurable, build, choice, defaults, prune
 from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.environment import require_variables
@@ -110,7 +110,7 @@ class Experiment(Configurable):
             display.note(notice)
         folder = Path(self.exp_dir).expanduser()
         if text is not None and self.model_factory.resume and not self.training_loop.eval_only:
-            folder = run_config.settle_folder(folder, text, self.on_conflict)
+            folder = run_config.settle_folder(folder, text, self.on_conflict, partial(defaults, Experiment))
         if self.training_loop.eval_only and not folder.is_dir():
             if learns(self.model_factory.new_model()):
                 raise CheckpointError(
@@ -163,7 +163,7 @@ class Experiment(Configurable):
                 for notice in run_config.derived_changes(folder, text):
                     display.note(notice)
                 if self.training_loop.eval_only:
-                    for notice in run_config.other_settings(folder, text):
+                    for notice in run_config.other_settings(folder, text, partial(defaults, Experiment)):
                         display.note(notice)
             if text is not None and run.checkpoint is not None:
                 self._check_world(folder, datasets, display)

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ _FREE = re.compile(
 """Keys that change no step of a training: how long, how often something is said or saved, and how it is evaluated."""
 
 _MISSING = object()
+
+Defaults = Callable[[], DictConfig]
+"""Makes the configuration in which nothing is said yet."""
 
 
 class OnConflict(Enum):
@@ -71,9 +74,19 @@ def save(folder: Path, text: str) -> None:
         ) from error
 
 
-def differences(old: str, new: str) -> dict[str, tuple[Any, Any]]:
-    """Keys that matter and their values in both texts, where they differ; None where a text lacks the key."""
+def differences(old: str, new: str, defaults: Defaults | None = None) -> dict[str, tuple[Any, Any]]:
+    """Keys that matter and their values in both texts, where they differ; None where a text lacks the key.
+
+    Args:
+        defaults: makes the configuration in which nothing is said; asked only if need be. An option that the old text
+            lacks, for it was written before there was such a one, then counts as having had its default.
+    """
     before, after = dict(_leaves(_parse(old))), dict(_leaves(_parse(new)))
+    lacks = [key for key in after if key not in before]
+    if defaults is not None and lacks:
+        made = defaults()
+        lacking = {key: _default(made, key) for key in lacks}
+        before |= {key: value for key, value in lacking.items() if value is not _MISSING}
     keys = [key for key in {**before, **after} if not _FREE.search(key)]
     pairs = {key: (before.get(key, _MISSING), after.get(key, _MISSING)) for key in keys}
     differing = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -112,23 +125,24 @@ def derived_changes(folder: Path, text: str) -> list[str]:
     return notices
 
 
-def settle_folder(folder: Path, text: str, on_conflict: OnConflict) -> Path:
+def settle_folder(folder: Path, text: str, on_conflict: OnConflict, defaults: Defaults | None = None) -> Path:
     """The folder that a run with this configuration should use, given that one of its name may be in use already.
 
     Args:
         folder: the folder that was asked for.
         text: the configuration (see `to_text`).
         on_conflict: what to do when the folder holds checkpoints of another configuration.
+        defaults: as `differences` takes them.
 
     Raises:
         CheckpointError: it does, and that is an error.
     """
-    found = _conflict(folder, text)
+    found = _conflict(folder, text, defaults)
     if not found or on_conflict is OnConflict.resume:
         return folder
     if on_conflict is OnConflict.new:
         number = 2
-        while _conflict(beside := folder.with_name(f"{folder.name}-{number}"), text):
+        while _conflict(beside := folder.with_name(f"{folder.name}-{number}"), text, defaults):
             number += 1
         return beside
     raise CheckpointError(
@@ -139,9 +153,9 @@ def settle_folder(folder: Path, text: str, on_conflict: OnConflict) -> Path:
     )
 
 
-def other_settings(folder: Path, text: str) -> list[str]:
+def other_settings(folder: Path, text: str, defaults: Defaults | None = None) -> list[str]:
     """A notice of what an evaluation sets otherwise than the training did; it may, as long as the weights fit."""
-    found = _conflict(folder, text)
+    found = _conflict(folder, text, defaults)
     return [f"evaluated with other settings than it was trained with ({_some(found)})"] if found else []
 
 
@@ -169,12 +183,23 @@ def _some(found: Mapping[str, tuple[Any, Any]]) -> str:
     return f"{some} and {len(found) - 3} more" if len(found) > 3 else some
 
 
-def _conflict(folder: Path, text: str) -> dict[str, tuple[Any, Any]]:
+def _conflict(folder: Path, text: str, defaults: Defaults | None) -> dict[str, tuple[Any, Any]]:
     """What differs from the run that `folder` holds; nothing where it holds no run."""
     path = folder / FILE_NAME
     if not path.exists() or not any((folder / "checkpoints").glob("step-*")):
         return {}
-    return differences(path.read_text(encoding="utf-8"), text)
+    return differences(path.read_text(encoding="utf-8"), text, defaults)
+
+
+def _default(defaults: DictConfig, key: str) -> Any:
+    """The default at a dotted key, as a text has it; `_MISSING` where there is none."""
+    node: Any = defaults
+    for name in key.split("."):
+        node = node._get_node(name) if isinstance(node, DictConfig) and not node._is_none() else None
+        if node is None:
+            return _MISSING
+    (_, value), *_ = _leaves(yaml.safe_load(OmegaConf.to_yaml(OmegaConf.create({"value": node}))))
+    return value
 
 
 @functools.lru_cache(maxsize=4)

@@ -80,6 +80,20 @@ def test_conflict_is_an_error_that_names_the_keys(tmp_path):
     assert settle_folder(folder, changed(exp_dir="elsewhere"), OnConflict.error) == folder
 
 
+def test_an_option_that_is_newer_than_a_run_had_its_default(tmp_path):
+    """As its default now and then; another value is a conflict, and so is an option that nobody knows."""
+    defaults = OmegaConf.create(
+        {"optimizer_O_args": {"eps": 1e-8, "betas": [0.9, 0.99], "of": {"x": None}}, "y": "???"}
+    )
+    folder = used(tmp_path / "run", changed(optimizer_O_args__lr=0.1))
+    same = {"lr": 0.1, "eps": 1e-8, "betas": [0.9, 0.99], "of": {"x": None}}
+    assert settle_folder(folder, changed(optimizer_O_args=same), OnConflict.error, lambda: defaults) == folder
+    assert other_settings(folder, changed(optimizer_O_args=same), lambda: defaults) == []
+    for options in ({"optimizer_O_args": {**same, "eps": 1e-15}}, {"optimizer_O_args": {**same, "z": 1}}, {"y": 1}):
+        with pytest.raises(CheckpointError, match="holds a run with other settings"):
+            settle_folder(folder, changed(**{"optimizer_O_args": same, **options}), OnConflict.error, lambda: defaults)
+
+
 def test_conflict_may_be_resumed(tmp_path):
     folder = used(tmp_path / "run", changed())
     assert settle_folder(folder, changed(seed=2), OnConflict.resume) == folder
