@@ -104,4 +104,6 @@ def test_the_gpu_computes_what_the_cpu_does() -> None:
     with torch.no_grad():
         on_gpu = model(frames.to("cuda"))
         on_cpu = model.cpu()(frames)
-    torch.testing.assert_close(on_gpu.images_render.cpu(), on_cpu.images_render, atol=1e-3, rtol=0)
+    # Fine samples lie where the coarse weights are: a rounding of these moves a sample to beyond an edge of a bin.
+    torch.testing.assert_close(on_gpu.images_render.cpu(), on_cpu.images_render, atol=4e-3, rtol=0)
+    assert (on_gpu.images_render.cpu() - on_cpu.images_render).abs().mean() < 1e-4
