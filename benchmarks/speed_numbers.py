@@ -86,21 +86,23 @@ class Numbers:
         """The seeds of a time-to-quality record."""
         return (self._read(f"time_to_quality_{recipe}") or {"runs": []})["runs"]
 
-    def seconds_to(self, recipe: str) -> dict[int, str]:
-        """For each PSNR that all seeds reached: median seconds, and how far the seeds are apart."""
+    def seconds_to(self, recipe: str, kind: str = "steady_seconds_to") -> dict[int, str]:
+        """For each PSNR that all seeds reached: median training seconds, and how far the seeds are apart; `seconds_to`
+        are those with capturing and compiling.
+        """
         found: dict[int, str] = {}
         for target in TARGETS_DB:
-            seconds = [run["seconds_to"].get(str(target)) for run in self.runs(recipe)]
+            seconds = [run.get(kind, {}).get(str(target)) for run in self.runs(recipe)]
             reached = [value for value in seconds if value is not None]
             if reached and len(reached) == len(seconds):
                 apart = f" ({min(reached):.1f} to {max(reached):.1f})" if len(reached) > 1 else ""
                 found[target] = f"{statistics.median(reached):.1f}{apart}"
         return found
 
-    def waits(self, recipe: str) -> str | None:
-        """Seconds before and after training, with an empty cache of kernels and a full one."""
+    def waits(self, recipe: str, what: str) -> str | None:
+        """Seconds of `outside_training` or `capture_and_compilation`, with an empty cache of kernels and a full one."""
         waits = (self._read(f"time_to_quality_{recipe}") or {}).get("waits")
-        return None if waits is None else " / ".join(f"{waits[name]['outside_training']:.1f}" for name in waits)
+        return None if waits is None else " / ".join(f"{waits[name][what]:.1f}" for name in ("cold", "warm"))
 
     def peer_seconds(self, who: str, target: float) -> str:
         """Seconds of a peer's first point with at least this PSNR."""

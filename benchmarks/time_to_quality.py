@@ -4,19 +4,24 @@
     python -m benchmarks.time_to_quality --config-name ngp_blender --targets 30 33 35 36 --seeds 0 1 2
     python -m benchmarks.time_to_quality --config-name ngp_blender --steps 400 --every 100 --name try -- precision=fp32
 
-Every run is nerf_runner in a process of its own, which tests a part of the test views every --every steps, and all of
-them at its end. The seconds are those of training alone, as its log has them: capturing the step and compiling kernels
-count, evaluation does not. What passes before the first step (imports, data) and after the last is measured by two
-short runs, the first with an empty cache of compiled kernels; the record adds it to say how long a user waits.
+Every run is nerf_runner in a process of its own, one after another, which tests a part of the test views every --every
+steps, and all of them at its end. `seconds` are those of training alone, as its log has them: capturing the step and
+compiling kernels count, evaluation does not. `steady_seconds` leave out what the first 100 steps took beyond the pace
+of later ones, that is compiling and capturing: peers' seconds are counted without it too. What passes before the first
+step (imports, data) and after the last, and what the first steps cost, is measured by two short runs, the first with an
+empty cache of compiled kernels; the record adds it to say how long a user waits.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,8 @@ LOOP = "training_loop_ImplicitronTrainingLoop_args"
 DATA = "data_source_ImplicitronDataSource_args"
 LOADER = f"{DATA}.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
 SCENE = f"{DATA}.dataset_map_provider_BlenderDatasetMapProvider_args"
-METRIC = "psnr_full_image"
+FIRST_STEPS = 100
+"""Steps in which a step is compiled and captured."""
 
 
 def train(words: list[str], folder: Path, cache: Path | None = None) -> float:
@@ -39,21 +45,59 @@ def train(words: list[str], folder: Path, cache: Path | None = None) -> float:
     return time.perf_counter() - began
 
 
-def curve(folder: Path) -> list[dict[str, float]]:
-    """Step, training seconds and PSNR of each test of a run, in order."""
-    seconds, step, points = 0.0, 0, []
-    for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
-        if row["split"] == "train":
-            seconds += row["sec_per_step"] * (row["step"] - step)
-            step = row["step"]
-        elif row["split"] == "test":
-            points.append({"step": row["step"], "seconds": round(seconds, 3), "psnr": round(row[METRIC], 3)})
+@dataclass(frozen=True)
+class Span:
+    """Steps between two rows of a log."""
+
+    first: int
+    """The first of them."""
+    n: int
+    """How many."""
+    pace: float
+    """Seconds a step, their mean."""
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def spans(rows: Sequence[dict[str, Any]]) -> list[Span]:
+    """The training rows of a log."""
+    of_training = [row for row in rows if row["split"] == "train"]
+    ends = [0, *(row["step"] for row in of_training)]
+    return [Span(end, row["step"] - end, row["sec_per_step"]) for end, row in zip(ends, of_training)]
+
+
+def steady_pace(found: Sequence[Span]) -> float:
+    """Median seconds a step after the first steps; the last row's where there are none."""
+    later = [span.pace for span in found if span.first >= FIRST_STEPS]
+    return statistics.median(later) if later else found[-1].pace
+
+
+def seconds_at(found: Sequence[Span], step: int) -> tuple[float, float]:
+    """Training seconds up to a step: all, and all but what the first steps took beyond the steady pace."""
+    pace = steady_pace(found)
+    found = [span for span in found if span.first < step]
+    steady = (span.n * (min(span.pace, pace) if span.first < FIRST_STEPS else span.pace) for span in found)
+    return sum(span.n * span.pace for span in found), sum(steady)
+
+
+def curve(rows: Sequence[dict[str, Any]], metric: str) -> list[dict[str, float]]:
+    """Step, training seconds of both kinds and PSNR of each test of a run, in order."""
+    found, points = spans(rows), []
+    for row in (row for row in rows if row["split"] == "test"):
+        if metric not in row:
+            raise SystemExit(f"--metric: found no {metric} in the tests, expected one of: {', '.join(row)}")
+        seconds, steady = seconds_at(found, row["step"])
+        point = {"step": row["step"], "seconds": round(seconds, 3), "steady_seconds": round(steady, 3)}
+        points.append({**point, "psnr": round(row[metric], 3)})
     return points
 
 
-def first_at(points: list[dict[str, float]], psnr: float) -> float | None:
-    """Training seconds of the first test with at least this PSNR."""
-    return next((point["seconds"] for point in points if point["psnr"] >= psnr), None)
+def first_at(points: list[dict[str, float]], psnr: float, kind: str) -> float | None:
+    """Training seconds, of this kind, of the first test with at least this PSNR."""
+    return next((point[kind] for point in points if point["psnr"] >= psnr), None)
 
 
 def waits(options: argparse.Namespace, words: list[str], folder: Path) -> dict[str, Any]:
@@ -63,14 +107,10 @@ def waits(options: argparse.Namespace, words: list[str], folder: Path) -> dict[s
     with tempfile.TemporaryDirectory() as cache:
         for name in ("cold", "warm"):
             wall = train(short, folder / f"wait_{name}", Path(cache))
-            rows = map(json.loads, (folder / f"wait_{name}" / "metrics.jsonl").read_text().splitlines())
-            rows = [row for row in rows if row["split"] == "train"]
-            steps = [b - a for a, b in zip([0, *(row["step"] for row in rows)], (row["step"] for row in rows))]
-            trained = sum(n * row["sec_per_step"] for n, row in zip(steps, rows, strict=True))
-            steady = rows[-1]["sec_per_step"]
+            trained, steady = seconds_at(spans(log_of(folder / f"wait_{name}")), options.every)
             found[name] = {
                 "outside_training": round(wall - trained, 2),
-                "capture_and_compilation": round(trained - steady * rows[-1]["step"], 2),
+                "capture_and_compilation": round(trained - steady, 2),
             }
     return found
 
@@ -79,14 +119,14 @@ def run(options: argparse.Namespace, seed: int, words: list[str], folder: Path) 
     """Train with one seed; its curve, and when it reached each target."""
     epochs = -(-options.steps // options.every)
     train([*words, f"max_epochs={epochs}", f"seed={seed}"], folder)
-    points = curve(folder)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    of_training = [row for row in rows if row["split"] == "train"]
+    rows = log_of(folder)
+    points = curve(rows, options.metric)
     return {
         "seed": seed,
-        "ms_per_step": round(1e3 * points[-1]["seconds"] / points[-1]["step"], 3),
-        "peak_memory_gib": max(row["peak_memory_gib"] for row in of_training),
-        "seconds_to": {f"{target:g}": first_at(points, target) for target in options.targets},
+        "ms_per_step": round(1e3 * steady_pace(spans(rows)), 3),
+        "peak_memory_gib": max(row["peak_memory_gib"] for row in rows if row["split"] == "train"),
+        "seconds_to": {f"{target:g}": first_at(points, target, "seconds") for target in options.targets},
+        "steady_seconds_to": {f"{target:g}": first_at(points, target, "steady_seconds") for target in options.targets},
         "final": points[-1],
         "curve": points,
     }
@@ -103,7 +143,7 @@ def all_views(words: list[str], folder: Path) -> dict[str, Any]:
     return {"n_views": row["n_views"], **{name: value for name, value in row["metrics"].items() if value is not None}}
 
 
-def parsed() -> argparse.Namespace:
+def parsed(words: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-name", default="ngp_blender", help="the recipe, on a scene in Blender format")
@@ -111,18 +151,20 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=250, help="steps between tests")
     parser.add_argument("--testskip", type=int, default=5, help="test every so many-th view on the way")
     parser.add_argument("--targets", type=float, nargs="+", default=[30, 33, 35, 36], help="dB")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--metric", default="psnr_full_image", help="of the tests, dB; the record calls it psnr")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run each, one after another")
     parser.add_argument("--no-waits", action="store_true", help="leave out the two short runs")
     parser.add_argument("--name", default=None, help="of the record; default time_to_quality_RECIPE")
-    parser.add_argument("--runs", type=Path, default=Path("runs/time_to_quality"), help="folder of the runs; new")
+    parser.add_argument("--runs", type=Path, default=Path("runs/time_to_quality"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
     parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
     parser.add_argument("words", nargs="*", help="more words for nerf_runner, after --")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def main() -> None:
-    options = parsed()
+def main(arguments: list[str] | None = None) -> None:
+    options = parsed(arguments)
+    options.runs /= options.name or options.config_name
     options.runs.mkdir(parents=True, exist_ok=True)
     common = ["--config-name", options.config_name, *options.words]
     words = [
@@ -135,7 +177,7 @@ def main() -> None:
         f"{LOOP}.checkpoint_seconds=1.0e9",  # the last epoch saves
         f"{LOOP}.metric_print_interval=50",
     ]
-    record: dict[str, Any] = {"benchmark": "time_to_quality", **passport(options.commit)}
+    record: dict[str, Any] = {"benchmark": "time_to_quality", **passport(options.commit), "metric": options.metric}
     record["command"] = " ".join(["nerf_runner", *words])
     name = options.name or f"time_to_quality_{options.config_name}"
     record["runs"] = []
@@ -144,8 +186,8 @@ def main() -> None:
         entry = run(options, seed, words, folder)
         entry["all_views"] = all_views([word for word in words if ".testskip=" not in word], folder)
         record["runs"].append(entry)
-        shown = {key: entry[key] for key in ("seed", "ms_per_step", "seconds_to", "final")}
-        print({**shown, "all_views": entry["all_views"][METRIC]}, flush=True)
+        shown = {key: entry[key] for key in ("seed", "ms_per_step", "steady_seconds_to", "seconds_to", "final")}
+        print({**shown, "all_views": entry["all_views"].get(options.metric)}, flush=True)
         write(name, record, options.out)
     if not options.no_waits:
         record["waits"] = waits(options, words, options.runs)

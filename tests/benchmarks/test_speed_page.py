@@ -20,10 +20,14 @@ FAKES = {
     "ceilings": {"rows": [{"precision": "bf16", "classic_step_ms_1024_rays": 1.173}]},
     "time_to_quality_ngp_blender": {
         "runs": [
-            {"seconds_to": {"30": t, "33": 3 * t, "35": None}, "curve": [{"seconds": t, "psnr": 30.0}]}
+            {"steady_seconds_to": {"30": t, "33": 3 * t, "35": None}, "seconds_to": {"30": t + 6.0, "33": 3 * t + 6.0}}
+            | {"curve": [{"seconds": t + 6.0, "steady_seconds": t, "psnr": 30.0}]}
             for t in (2.0, 1.0, 4.0)
         ],
-        "waits": {"cold": {"outside_training": 9.0}, "warm": {"outside_training": 5.0}},
+        "waits": {
+            name: {"outside_training": outside, "capture_and_compilation": first}
+            for name, outside, first in (("cold", 9.0, 12.0), ("warm", 5.0, 2.0))
+        },
     },
     "render_classic": {
         "benchmark": "render_view",
@@ -67,9 +71,11 @@ def test_what_was_measured_is_shown(tmp_path):
     assert cells(headline, "`nerf_runner --help`")[1] == "0.25 s"
     assert cells(classic, "**captured**") == ["**captured**", MISSING, MISSING, "2.50 (2.00 to 3.00)", "0.50"]
     assert cells(classic, "floor")[3] == "1.17" and cells(classic, "nerf_pl")[3] == "23.4 to 35.4"
-    assert cells(quality, "33 dB")[1:] == ["6.0 (3.0 to 12.0)", "8 (3.5)", "20"]
-    assert cells(quality, "before training")[1] == "9.0 / 5.0"
+    assert cells(quality, "33 dB")[1:] == ["6.0 (3.0 to 12.0)", "12.0 (9.0 to 18.0)", "8 (3.5)", "20"]
+    assert cells(quality, "outside training")[2] == "9.0 / 5.0"
+    assert cells(quality, "capture and compilation")[2] == "12.0 / 2.0"
     figure = speed_page.draw(numbers)
+    assert sorted(line.get_xdata()[0] for line in figure.axes[0].lines[:3]) == [1.0, 2.0, 4.0]
     assert len(figure.axes[0].lines) == 3 + 4
 
 
