@@ -11,7 +11,7 @@ from nerf_trainer.ops import nerf_mlp_layers
 from nerf_trainer.ops.nerf_mlp import joined, nerf_mlp
 from nerf_trainer.ops.nerf_mlp_shape import Linear, NerfMLPWeights
 from nerf_trainer.ops.reference import nerf_mlp as reference
-from tests.ops.kernel_kit import device_for_kernels, triton_kernels
+from tests.ops.kernel_kit import device_for_kernels, needs_triton, triton_kernels
 
 DEVICE = device_for_kernels()
 BLOCK = 128
@@ -128,6 +128,7 @@ def test_layer_by_layer_equals_the_twin(name: str) -> None:
     assert largest_error(results(run, CASES[name], DEVICE), expected(CASES[name])) < 1e-5
 
 
+@needs_triton
 def test_what_was_not_kept_is_computed_again() -> None:
     """Of 60 rays of 5 samples, 40 are kept, and at most 30 go back at once."""
     from nerf_trainer.ops.kernels import nerf_mlp as kernels
@@ -138,6 +139,7 @@ def test_what_was_not_kept_is_computed_again() -> None:
     assert largest_error(found, expected(case)) < (1e-5 if DEVICE.type == "cpu" else 2e-3)
 
 
+@needs_triton
 @pytest.mark.parametrize("name", ["odd", "deep colour, positive features", "density alone"])
 def test_without_gradients_nothing_is_kept_and_the_outputs_are_the_same(name: str) -> None:
     from nerf_trainer.ops.kernels import nerf_mlp as kernels
@@ -152,15 +154,17 @@ def test_without_gradients_nothing_is_kept_and_the_outputs_are_the_same(name: st
         torch.testing.assert_close(f.cpu(), w, rtol=1e-4, atol=1e-4)
 
 
+@needs_triton
 @pytest.mark.parametrize("by_library", [False, True])
-def test_gradients_of_matrices_are_summed_over_chunks(by_library: bool) -> None:
-    """g^T x of every layer, over two chunks of 150 and 70 rows of buffers that are longer."""
-    from nerf_trainer.ops.kernels.nerf_mlp_gradients import MatrixGradients
+@pytest.mark.parametrize("n_processors", [3, 40])
+def test_gradients_of_weights_are_summed_over_chunks(n_processors: int, by_library: bool) -> None:
+    """g^T x of every layer and sums of g, over two chunks of 150 and 70 rows of buffers that are longer."""
+    from nerf_trainer.ops.kernels.nerf_mlp_gradients import WeightGradients
     from nerf_trainer.ops.kernels.nerf_mlp_packing import HEADS, Layout, gradient_room
 
     layout = Layout.of(network(Case(n_color_layers=2)).shape, torch.float32)
-    _, room = gradient_room(layout, DEVICE)
-    gradients = MatrixGradients(layout, room, n_processors=3, by_library=by_library)
+    row, room = gradient_room(layout, DEVICE)
+    gradients = WeightGradients(layout, row, room, n_processors, by_library)
     wanted, sizes = {name: torch.zeros_like(part).cpu() for name, part in room.items()}, {"heads": HEADS}
     for n_rows in (150, 70):
         g = {n: torch.randn(k, 256, sizes.get(n, 16)) for n, k in {"heads": 1, "hidden": 4, "color": 2}.items()}
@@ -173,9 +177,23 @@ def test_gradients_of_matrices_are_summed_over_chunks(by_library: bool) -> None:
         wanted["color_input"] += g["color"][:1].mT @ x["hidden"][3:]
         wanted["color_layers"] += g["color"][1:].mT @ x["color"][:1]
         wanted["color"] += g["heads"].mT @ x["color"][1:]
+        if not by_library:
+            wanted["hidden_biases"] += g["hidden"].sum(dim=1)
+            wanted["color_biases"] += g["color"][1:].sum(dim=1)
+            wanted["head_biases"] += g["heads"].sum(dim=1)
     gradients.finish()
     for name, part in room.items():
         torch.testing.assert_close(part.cpu(), wanted[name], rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+def test_programs_share_rows_by_what_they_load() -> None:
+    """Of 132 programs, seven for each of fifteen blocks of 128x256; smaller ones have 3.5, 5, 2.6 parts, rounded up."""
+    from nerf_trainer.ops.kernels.nerf_mlp_gradients import shares
+
+    parts, first = shares([(14, 384), (1, 384), (0, 0), (4, 192), (1, 272), (1, 144)], 132)
+    assert parts == (7, 7, 0, 4, 5, 3)
+    assert first == (0, 98, 105, 105, 121, 126, 129)
 
 
 def test_gradients_add_up_in_what_is_there() -> None:

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nerf_trainer.ops.kernels.nerf_mlp_blocks import backward_kernel, forward_kernel
-from nerf_trainer.ops.kernels.nerf_mlp_gradients import MatrixGradients
+from nerf_trainer.ops.kernels.nerf_mlp_gradients import WeightGradients
 from nerf_trainer.ops.kernels.nerf_mlp_packing import HEADS, Layout, gradient_room, pack, unpack_gradients
 from nerf_trainer.ops.nerf_mlp_shape import NerfMLPShape, NerfMLPWeights
 
 KEPT_ROWS = 3 * 2**16
 """Samples of a forward whose activations are kept: 4.4 KB each for 8x256 layers in bf16, twice that in TF32."""
-CHUNK_ROWS = 2 * 132 * 128
-"""Samples that go back at once: two blocks for each multiprocessor of an H200."""
+CHUNK_ROWS = 132 * 128
+"""Samples that go back at once: a block for each multiprocessor of an H200."""
 INFERENCE_ROWS = 2**20
 """Samples of a forward without a backward that are embedded at once."""
 BLOCK_M = 128
@@ -174,20 +174,53 @@ class _Network:
             PRECISION=self.precision, num_warps=WARPS, num_stages=STAGES,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
 
-    def backward(self, grads: tuple[Tensor, Tensor], kept: _Kept, g: dict[str, Tensor], bias_sums: Tensor) -> None:
-        """Fill in the gradients before each layer's ReLU, by stack, and their sums over each block of samples."""
+    @property
+    def by_library(self) -> bool:
+        """Whether torch's products make the gradients of matrices, see `WeightGradients`."""
+        return self.dtype is torch.float32 and self.device.type == "cuda"
+
+    def backward(
+        self, grads: tuple[Tensor, Tensor], kept: _Kept, g: dict[str, Tensor], bias_sums: Tensor | None
+    ) -> None:
+        """Fill in the gradients before each layer's ReLU, by stack, and hidden layers' sums over blocks of samples."""
         layout, shape, parts = self.layout, self.layout.shape, self.parts
         unused = parts["density"]
-        backward_kernel[(bias_sums.shape[0],)](
+        backward_kernel[(_n_blocks(grads[0].shape[0]),)](
             *grads, kept.hidden, kept.color, parts["hidden^T"], parts["density^T"],
             parts.get("color_input^T", unused), parts.get("color_layers^T", unused), parts.get("color^T", unused),
-            g["heads"], g["hidden"], g["color"], bias_sums, grads[0].shape[0],
+            g["heads"], g["hidden"], g["color"], unused if bias_sums is None else bias_sums, grads[0].shape[0],
             kept.hidden.stride(0), kept.color.stride(0), g["hidden"].stride(0), g["color"].stride(0),
             WIDTH=layout.width, COLOR=layout.color, COLOR_DIM=shape.color_dim, N_HIDDEN=shape.n_hidden,
-            N_COLOR=shape.n_color_layers, DENSITY_LAYER=shape.density_layer, BLOCK_M=BLOCK_M,
-            BLOCK_N=min(BLOCK_N, layout.width), BLOCK_K=layout.block_k, BLOCK_C=min(layout.block_k, layout.color),
-            PRECISION=self.precision, num_warps=WARPS, num_stages=STAGES,  # pyright: ignore[reportCallIssue]
+            N_COLOR=shape.n_color_layers, DENSITY_LAYER=shape.density_layer, SUMS=bias_sums is not None,
+            BLOCK_M=BLOCK_M, BLOCK_N=min(BLOCK_N, layout.width), BLOCK_K=layout.block_k,
+            BLOCK_C=min(layout.block_k, layout.color), PRECISION=self.precision, num_warps=WARPS, num_stages=STAGES,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
+
+
+class _BiasSums:
+    """Gradients of biases where the library makes those of matrices: of hidden layers, a sum for each block of samples,
+    which the backward kernel makes."""
+
+    def __init__(self, layout: Layout, room: dict[str, Tensor], chunks: list[slice]) -> None:
+        n_blocks = sum(_n_blocks(chunk.stop - chunk.start) for chunk in chunks)
+        self._sums = room["hidden_biases"].new_empty(n_blocks, layout.shape.n_hidden, layout.width)
+        self._room, self._n_blocks = room, 0
+
+    def of_blocks(self, n_rows: int) -> Float[Tensor, "blocks layers W"]:
+        """Room for the sums of the next blocks."""
+        begin, self._n_blocks = self._n_blocks, self._n_blocks + _n_blocks(n_rows)
+        return self._sums[begin : self._n_blocks]
+
+    def add(self, color: Float[Tensor, "layers n C"], *heads: Float[Tensor, "n K"]) -> None:
+        """Add sums over the gradients of a chunk: of colour layers after the first, of density and colours."""
+        if color.shape[0] > 0:
+            self._room["color_biases"] += color.sum(dim=1, dtype=torch.float32)
+        n = sum(g.shape[1] for g in heads)
+        self._room["head_biases"][0, :n] += torch.cat([g.sum(dim=0) for g in heads])
+
+    def finish(self) -> None:
+        """Write the sums over all blocks."""
+        torch.sum(self._sums, dim=0, out=self._room["hidden_biases"])
 
 
 class _Backward:
@@ -213,32 +246,28 @@ class _Backward:
         """The gradients of all weights, packed; those of the inputs are filled in."""
         network, layout = self._network, self._network.layout
         row, grads = gradient_room(layout, network.device)
-        by_library = network.dtype is torch.float32 and network.device.type == "cuda"
-        matrices = MatrixGradients(layout, grads, _n_processors(network.device), by_library)
+        weights = WeightGradients(layout, row, grads, _n_processors(network.device), network.by_library)
         chunks = list(_chunks(self._n_kept, self._n_samples, CHUNK_ROWS))
         chunks += [slice(self._n_kept + c.start, self._n_kept + c.stop) for c in self._chunks_not_kept()]
         longest = max((chunk.stop - chunk.start for chunk in chunks), default=0)
-        g, again, blocks = self._gradients_room(longest), None, slice(0, 0)
-        n_blocks = sum(_n_blocks(chunk.stop - chunk.start) for chunk in chunks)
-        bias_sums = row.new_empty(n_blocks, layout.shape.n_hidden, layout.width)
+        g, again = self._gradients_room(longest), None
+        biases = _BiasSums(layout, grads, chunks) if network.by_library else None
         for rows in chunks:
             n_rows = rows.stop - rows.start
             if rows.start >= self._n_kept and again is None:
                 again = network.room(longest, self._kept.x)
-            kept = self._chunk(rows, again)
-            blocks = slice(blocks.stop, blocks.stop + _n_blocks(n_rows))
-            network.backward((grad_densities[rows], grad_colors[rows]), kept, g, bias_sums[blocks])
-            matrices.add(g, {"x": kept.x[None], "hidden": kept.hidden, "color": kept.color}, n_rows)
-            if layout.shape.n_color_layers > 1:
-                grads["color_biases"] += g["color"][1:, :n_rows].sum(dim=1, dtype=torch.float32)
+            kept, heads = self._chunk(rows, again), (grad_densities[rows], grad_colors[rows])
+            network.backward(heads, kept, g, None if biases is None else biases.of_blocks(n_rows))
+            weights.add(g, {"x": kept.x[None], "hidden": kept.hidden, "color": kept.color}, n_rows)
+            if biases is not None:
+                biases.add(g["color"][1:, :n_rows], *heads)
             if grad_input is not None:
                 grad_input[rows] = self._input_gradient(g["hidden"], n_rows)
             if grad_per_ray is not None:
                 self._sum_over_rays(g["color"][0, :n_rows], grad_per_ray[rows.start // self._n_samples :])
-        matrices.finish()
-        torch.sum(bias_sums, dim=0, out=grads["hidden_biases"])
-        grads["head_biases"][0, :1] = grad_densities.sum(dim=0)
-        grads["head_biases"][0, 1 : 1 + grad_colors.shape[1]] = grad_colors.sum(dim=0)
+        weights.finish()
+        if biases is not None:
+            biases.finish()
         return row
 
     def _chunks_not_kept(self) -> Iterator[slice]:

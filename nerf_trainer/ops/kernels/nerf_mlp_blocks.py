@@ -245,13 +245,16 @@ def _hidden_layers_backward(
     N_HIDDEN: tl.constexpr,
     N_COLOR: tl.constexpr,
     DENSITY_LAYER: tl.constexpr,
+    SUMS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write the gradients before the ReLU of every hidden layer, and their sums over the block's samples."""
+    """Write the gradients before the ReLU of every hidden layer; with SUMS their sums over the block's samples."""
+    # Outputs of two bytes fit in registers beside a product, and arrive meanwhile.
+    AHEAD: tl.constexpr = hidden_ptr.dtype.element_ty.primitive_bitwidth == 16
     for step in range(N_HIDDEN):
         layer = N_HIDDEN - 1 - step
         # The bits of -2 are 0 for the last layer, which only the heads and colour layers see, and 1 for all others.
@@ -259,6 +262,10 @@ def _hidden_layers_backward(
         above = g_hidden_ptr + (layer + 1) * g_hidden_stride
         for start in tl.static_range(0, WIDTH, BLOCK_N):  # pyright: ignore[reportGeneralTypeIssues]
             columns = start + tl.arange(0, BLOCK_N)
+            offsets = tl.arange(0, BLOCK_M)[:, None] * WIDTH + columns[None, :]
+            places = hidden_ptr + layer * hidden_stride + offsets
+            if AHEAD:
+                outputs = tl.load(places)
             acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             if N_COLOR > 0:
                 acc = _product(
@@ -272,10 +279,12 @@ def _hidden_layers_backward(
             if layer == DENSITY_LAYER:
                 weight = tl.load(density_weights + columns[:, None] * HEADS + tl.arange(0, HEADS)[None, :])
                 acc = tl.dot(g, weight.T, acc, input_precision=PRECISION)
-            offsets = tl.arange(0, BLOCK_M)[:, None] * WIDTH + columns[None, :]
-            acc = tl.where(tl.load(hidden_ptr + layer * hidden_stride + offsets) > 0, acc, 0.0)
+            if not AHEAD:
+                outputs = tl.load(places)
+            acc = tl.where(outputs > 0, acc, 0.0)
             tl.store(g_hidden_ptr + layer * g_hidden_stride + offsets, acc.to(hidden_ptr.dtype.element_ty))
-            tl.store(bias_sums_ptr + layer * WIDTH + columns, tl.sum(acc, axis=0))
+            if SUMS:
+                tl.store(bias_sums_ptr + layer * WIDTH + columns, tl.sum(acc, axis=0))
         tl.debug_barrier()
 
 
@@ -305,6 +314,7 @@ def backward_kernel(
     N_HIDDEN: tl.constexpr,
     N_COLOR: tl.constexpr,
     DENSITY_LAYER: tl.constexpr,
+    SUMS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -334,5 +344,5 @@ def backward_kernel(
         g, bias_sums_ptr + tile * (N_HIDDEN * WIDTH), hidden_ptr + tile * (BLOCK_M * WIDTH), hidden_stride,
         g_hidden_ptr + tile * (BLOCK_M * WIDTH), g_hidden_stride, g_color,
         hidden_weights, density_weights, color_input_weights,
-        WIDTH, COLOR, N_HIDDEN, N_COLOR, DENSITY_LAYER, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_C, PRECISION,
+        WIDTH, COLOR, N_HIDDEN, N_COLOR, DENSITY_LAYER, SUMS, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_C, PRECISION,
     )  # fmt: skip
