@@ -288,7 +288,8 @@ def test_kernels_and_twins_give_the_same_field_at_full_size(n_levels: int, n_fea
             outputs = module(bundle, NOTHING)
             (outputs.densities.log1p().mean() + outputs.features.square().mean()).backward()
         results.append([outputs.densities.log(), outputs.features, *(p.grad for p in module.parameters())])
-    tolerance = 2e-3 if dtype is torch.float32 else 5e-2
+    # Of the table's gradients some are sums of many terms that nearly cancel, added in whatever order atomics run.
+    tolerance = 1e-2 if dtype is torch.float32 else 5e-2
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
 

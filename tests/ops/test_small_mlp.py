@@ -154,7 +154,7 @@ def test_kernels_at_the_size_of_a_training_step(case: Case, dtype: torch.dtype) 
     for got, repeated, by_layers, want in zip(found, again, layers, expected, strict=True):
         torch.testing.assert_close(got, repeated, rtol=0.0, atol=0.0, equal_nan=True)
         fused_error, layer_error = ((value.float() - want).norm() / want.norm() for value in (got, by_layers))
-        assert fused_error < 1.2 * layer_error + 1e-6, f"{fused_error} where layers have {layer_error}"
+        assert fused_error < 1.3 * layer_error + 1e-6, f"{fused_error} where layers have {layer_error}"
 
 
 @pytest.mark.gpu

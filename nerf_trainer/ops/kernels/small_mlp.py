@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from nerf_trainer.ops.backend import is_interpreted
+from nerf_trainer.ops.kernels.rounding import rounded
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -34,12 +35,21 @@ def _offset(layer, X, E, H):
 
 
 @triton.jit
-def _columns(ptr, start, stride, n_rows, N: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
+def _columns(
+    ptr,
+    start,
+    stride,
+    n_rows,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """N columns of the rows `start` and on, below `n_rows`, as (BLOCK, padded N) with zeros elsewhere."""
     rows, columns = tl.arange(0, BLOCK), tl.arange(0, _padded(N))
     places = ptr + start.to(tl.int64) * stride + rows[:, None] * stride + columns[None, :]
     mask = (start + rows < n_rows)[:, None] & (columns < N)[None, :]
-    return tl.load(places, mask=mask, other=0.0).to(DTYPE)
+    return rounded(tl.load(places, mask=mask, other=0.0), DTYPE, PRECISION)
 
 
 @triton.jit
@@ -58,11 +68,13 @@ def _put_zeros(ptr, start, n_rows, N: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _matrix(ptr, N_OUT: tl.constexpr, N_IN: tl.constexpr, STRIDE: tl.constexpr, DTYPE: tl.constexpr):
+def _matrix(
+    ptr, N_OUT: tl.constexpr, N_IN: tl.constexpr, STRIDE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr
+):
     """A layer's matrix (out, in), padded with zeros."""
     outs, ins = tl.arange(0, _padded(N_OUT)), tl.arange(0, _padded(N_IN))
     mask = (outs < N_OUT)[:, None] & (ins < N_IN)[None, :]
-    return tl.load(ptr + outs[:, None] * STRIDE + ins[None, :], mask=mask, other=0.0).to(DTYPE)
+    return rounded(tl.load(ptr + outs[:, None] * STRIDE + ins[None, :], mask=mask, other=0.0), DTYPE, PRECISION)
 
 
 @triton.jit
@@ -82,14 +94,15 @@ def _matrices(
     Y: tl.constexpr,
     N_HIDDEN: tl.constexpr,
     DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """All matrices (out, in): for both parts of the input (of one, twice the same), between hidden layers, the last."""
-    first = _matrix(ptr, H, X, X + E, DTYPE)
-    first_extra = _matrix(ptr + X, H, E, X + E, DTYPE) if E > 0 else first
+    first = _matrix(ptr, H, X, X + E, DTYPE, PRECISION)
+    first_extra = _matrix(ptr + X, H, E, X + E, DTYPE, PRECISION) if E > 0 else first
     hidden = ()
     for i in tl.static_range(1, N_HIDDEN):
-        hidden = hidden + (_matrix(ptr + _offset(i, X, E, H), H, H, H, DTYPE),)
-    last = _matrix(ptr + _offset(N_HIDDEN, X, E, H), Y, H, H, DTYPE)
+        hidden = hidden + (_matrix(ptr + _offset(i, X, E, H), H, H, H, DTYPE, PRECISION),)
+    last = _matrix(ptr + _offset(N_HIDDEN, X, E, H), Y, H, H, DTYPE, PRECISION)
     return first, first_extra, hidden, last
 
 
@@ -128,9 +141,10 @@ def _hidden_layers(
     h = tl.dot(x, first.T, input_precision=PRECISION)
     if E > 0:
         h = tl.dot(extra, first_extra.T, h, input_precision=PRECISION)
-    layers = (_relu(h).to(x.dtype),)
+    layers = (rounded(_relu(h), x.dtype, PRECISION),)
     for i in tl.static_range(N_HIDDEN - 1):
-        layers = layers + (_relu(tl.dot(layers[i], hidden[i].T, input_precision=PRECISION)).to(x.dtype),)
+        h = tl.dot(layers[i], hidden[i].T, input_precision=PRECISION)
+        layers = layers + (rounded(_relu(h), x.dtype, PRECISION),)
     return layers
 
 
@@ -153,13 +167,13 @@ def _forward_kernel(
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    first, first_extra, hidden, last = _matrices(weights_ptr, X, E, H, Y, N_HIDDEN, DTYPE)
+    first, first_extra, hidden, last = _matrices(weights_ptr, X, E, H, Y, N_HIDDEN, DTYPE, PRECISION)
     n_used = tl.minimum(tl.load(n_used_ptr), n_rows) if n_used_ptr is not None else n_rows
     n_used_blocks = tl.cdiv(n_used, BLOCK)
     for block in range(tl.program_id(0), n_used_blocks, tl.num_programs(0)):
         start = block * BLOCK
-        x = _columns(x_ptr, start, x_stride, n_used, X, BLOCK, DTYPE)
-        extra = _columns(extra_ptr, start, extra_stride, n_used, E, BLOCK, DTYPE) if E > 0 else x
+        x = _columns(x_ptr, start, x_stride, n_used, X, BLOCK, DTYPE, PRECISION)
+        extra = _columns(extra_ptr, start, extra_stride, n_used, E, BLOCK, DTYPE, PRECISION) if E > 0 else x
         layers = _hidden_layers(x, extra, first, first_extra, hidden, E, N_HIDDEN, PRECISION)
         out = tl.dot(layers[N_HIDDEN - 1], last.T, input_precision=PRECISION)
         _put_columns(out_ptr, start, n_rows, out, Y, BLOCK)
@@ -191,7 +205,7 @@ def _backward_kernel(
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    first, first_extra, hidden, last = _matrices(weights_ptr, X, E, H, Y, N_HIDDEN, DTYPE)
+    first, first_extra, hidden, last = _matrices(weights_ptr, X, E, H, Y, N_HIDDEN, DTYPE, PRECISION)
     d_first, d_first_extra = tl.zeros(first.shape, tl.float32), tl.zeros(first_extra.shape, tl.float32)
     d_hidden = ()
     for i in tl.static_range(N_HIDDEN - 1):
@@ -201,16 +215,18 @@ def _backward_kernel(
     n_used_blocks = tl.cdiv(n_used, BLOCK)
     for block in range(tl.program_id(0), n_used_blocks, tl.num_programs(0)):
         start = block * BLOCK
-        x = _columns(x_ptr, start, x_stride, n_used, X, BLOCK, DTYPE)
-        extra = _columns(extra_ptr, start, extra_stride, n_used, E, BLOCK, DTYPE) if E > 0 else x
+        x = _columns(x_ptr, start, x_stride, n_used, X, BLOCK, DTYPE, PRECISION)
+        extra = _columns(extra_ptr, start, extra_stride, n_used, E, BLOCK, DTYPE, PRECISION) if E > 0 else x
         layers = _hidden_layers(x, extra, first, first_extra, hidden, E, N_HIDDEN, PRECISION)
-        g = _columns(d_out_ptr, start, d_out_stride, n_used, Y, BLOCK, DTYPE)
+        g = _columns(d_out_ptr, start, d_out_stride, n_used, Y, BLOCK, DTYPE, PRECISION)
         d_last = tl.dot(layers[N_HIDDEN - 1].T, g, d_last, input_precision=PRECISION)
-        g = tl.where(layers[N_HIDDEN - 1] > 0.0, tl.dot(g, last, input_precision=PRECISION), 0.0).to(DTYPE)
+        g = tl.where(layers[N_HIDDEN - 1] > 0.0, tl.dot(g, last, input_precision=PRECISION), 0.0)
+        g = rounded(g, DTYPE, PRECISION)
         sums = ()
         for i in tl.static_range(N_HIDDEN - 2, -1, -1):
             sums = (tl.dot(g.T, layers[i], d_hidden[i], input_precision=PRECISION),) + sums
-            g = tl.where(layers[i] > 0.0, tl.dot(g, hidden[i], input_precision=PRECISION), 0.0).to(DTYPE)
+            g = tl.where(layers[i] > 0.0, tl.dot(g, hidden[i], input_precision=PRECISION), 0.0)
+            g = rounded(g, DTYPE, PRECISION)
         d_hidden = sums
         d_first = tl.dot(g.T, x, d_first, input_precision=PRECISION)
         if E > 0:
