@@ -38,7 +38,7 @@ from nerf_trainer.models.overfit import OverfitModel
 from nerf_trainer.ops.backend import Kernels
 from nerf_trainer.ops.packed import composite_packed
 from nerf_trainer.randomness import random_streams, seed_streams
-from nerf_trainer.rays.bundle import PackedSamples
+from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.renderers.occupancy import N_CANDIDATES, N_SAMPLES, VALID_RAYS, OccupancyGridRenderer
 from nerf_trainer.training.optimizer_factory import while_captured
 from nerf_trainer.training.runtime import Precision, Runtime
@@ -132,21 +132,15 @@ def parts(training: Training, n_times: int) -> dict[str, float]:
     renderer, field = model._renderer, model.passes()[0]
     if not isinstance(renderer, OccupancyGridRenderer) or not isinstance(field, HashGridImplicitFunction):
         raise SystemExit("parts are those of a HashGridImplicitFunction under an OccupancyGridRenderer")
-    cameras, pixels = training.frames.cameras, training.frames.pixels
-    rays = model.raysampler.draw(cameras, pixels, with_lengths=False)
-    generator = renderer._jitter.on(rays.near.device)
-    longest = max(renderer.sample_budget_training, renderer.candidate_budget_training)
-
-    def sampled() -> PackedSamples:
-        with autocast():
-            return renderer._training_samples(rays.flatten(), BoundField(field, FieldInputs()))[0]
-
-    packed = sampled()
+    bound = BoundField(field, FieldInputs())
+    rays = model.raysampler.draw(training.frames.cameras, training.frames.pixels, with_lengths=False)
+    with autocast():
+        packed = renderer._training_samples(rays.flatten(), bound)[0]
     layout = (packed.starts, packed.ends, packed.ray_index, packed.first, packed.count)
 
     def forward() -> tuple[Tensor, Tensor]:
         with autocast():
-            outputs = BoundField(field, FieldInputs())(packed.samples)
+            outputs = bound(packed.samples)
         return outputs.densities.flatten(), outputs.features.flatten(0, -2)
 
     with torch.no_grad():
@@ -163,18 +157,6 @@ def parts(training: Training, n_times: int) -> dict[str, float]:
         seen = composite_packed(*forward(), *layout)
         return seen.features.square().sum() + seen.opacity.sum()
 
-    def update(step: int) -> Callable[[], object]:
-        def renew() -> None:
-            with autocast():
-                renderer.before_step(step, [BoundField(field, FieldInputs())])
-
-        return renew
-
-    def optimize() -> None:
-        capturing = torch.cuda.is_current_stream_capturing()
-        with while_captured(training.optimizer) if capturing else nullcontext():
-            training.optimizer.step()
-
     leaves = [densities.requires_grad_(), features.requires_grad_()]
 
     def composite() -> Tensor:
@@ -183,20 +165,50 @@ def parts(training: Training, n_times: int) -> dict[str, float]:
     for parameter in field.parameters():
         parameter.grad = torch.zeros_like(parameter)
     actions: dict[str, Callable[[], object]] = {
-        "draw_rays": lambda: model.raysampler.draw(cameras, pixels, with_lengths=False),
-        "march": lambda: renderer.occupancy_grid.samples(rays, longest, generator),
-        "march_and_prune": sampled,
+        **parts_around(training, renderer, bound, rays),
         "encode": torch.no_grad()(encode),
         "field_forward": torch.no_grad()(forward),
         "composite_forward": torch.no_grad()(composite),
         "composite_forward_backward": lambda: torch.autograd.grad(composite(), leaves),
         "field_composite_forward_backward": backward(whole),
-        "optimizer": optimize,
-        "occupancy_update_all_cells": update(0),
-        "occupancy_update_drawn_cells": update(renderer.occupancy_grid.update_interval * 10_000),
     }
     generators = [made for _, stream in random_streams(model) for made in stream.made_on("cuda")]
     return {name: round(replayed(action, generators, n_times), 2) for name, action in actions.items()}
+
+
+def parts_around(
+    training: Training, renderer: OccupancyGridRenderer, field: BoundField, rays: RayBundle
+) -> dict[str, Callable[[], object]]:
+    """Parts of a step before its samples are evaluated, and after the backward."""
+    model, autocast, grid = training.model, training.runtime.autocast, renderer.occupancy_grid
+    cameras, pixels = training.frames.cameras, training.frames.pixels
+    generator = renderer._jitter.on(rays.near.device)
+    longest = max(renderer.sample_budget_training, renderer.candidate_budget_training)
+
+    def sample() -> None:
+        with autocast():
+            renderer._training_samples(rays.flatten(), field)
+
+    def optimize() -> None:
+        capturing = torch.cuda.is_current_stream_capturing()
+        with while_captured(training.optimizer) if capturing else nullcontext():
+            training.optimizer.step()
+
+    def update(step: int) -> Callable[[], object]:
+        def renew() -> None:
+            with autocast():
+                renderer.before_step(step, [field])
+
+        return renew
+
+    return {
+        "draw_rays": lambda: model.raysampler.draw(cameras, pixels, with_lengths=False),
+        "march": lambda: grid.samples(rays, longest, generator),
+        "march_and_prune": sample,
+        "optimizer": optimize,
+        "occupancy_update_all_cells": update(0),
+        "occupancy_update_drawn_cells": update(grid.update_interval * 10_000),
+    }
 
 
 def replayed(action: Callable[[], object], generators: Sequence[torch.Generator], n_times: int) -> float:

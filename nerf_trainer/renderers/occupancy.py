@@ -252,8 +252,8 @@ def _layout(packed: PackedSamples) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
 
 @contextmanager
 def _no_cached_casts() -> Iterator[None]:
-    """Autocast keeps no copies of the weights within: those that are made without gradients would be found again by
-    what needs them."""
+    """Autocast keeps no copies of the weights within: in releases of torch that have its issue 158232, copies that are
+    made without gradients are found again by what needs them."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
