@@ -278,11 +278,12 @@ class OccupancyGrid(Configurable, nn.Module):
 
     def _places(self, number: Int[Tensor, "N"], within: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
         """Points of the world at places in [0, 1]^3 within cells."""
+        number = number.int() if self.densities.numel() < 2**31 else number  # whose division is the faster one
         cascade, cell = number // self.resolution**3, number % self.resolution**3
         local = (cell_coordinates(cell, self.resolution) + within) * (2.0 / self.resolution) - 1.0
         if self.contraction:
             local = uncontract(CONTRACTED_RADIUS * local, Norm.LINF)
-        else:
+        elif self.n_cascades > 1:
             local = local * torch.exp2(cascade.float())[:, None]
         axes = [local[:, a] * (0.5 * self.extents[a]) + self.translation[a] for a in range(3)]
         return torch.stack(axes, dim=-1)
