@@ -1,6 +1,7 @@
 """Time of the classic NeRF's network alone, forward and backward, by precision and implementation.
 
     python -m benchmarks.nerf_mlp
+    python -m benchmarks.nerf_mlp --tune
 
 The 8x256 network of the paper with random weights, at the samples of a coarse (65,536) and a fine (196,608) pass of
 1024 rays, and at 2^20 samples without gradients. As Triton kernels, as torch's products with the backward written out,
@@ -11,9 +12,11 @@ ceiling; operations are those of the published network, whose bottleneck the fir
 import argparse
 import contextlib
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -123,6 +126,62 @@ def measure(precision: str, implementation: str, name: str, n: int) -> dict[str,
     return row
 
 
+TUNED: list[dict[str, int]] = [
+    {},
+    {"CHUNK_ROWS": 2 * 132 * 128},
+    {"CHUNK_ROWS": 4 * 132 * 128},
+    {"STAGES": 3},
+    {"BLOCK_M": 64, "WARPS": 4, "STAGES": 3},
+    {"BLOCK_M": 64, "WARPS": 4, "STAGES": 2},
+    {"BLOCK_N": 128},
+    {"BLOCK_N": 128, "STAGES": 3},
+    {"BLOCK_N": 128, "WARPS": 4, "STAGES": 3},
+    {"KEPT_ROWS": 2**17},
+    {"weights.STAGES": 3},
+    {"weights.BLOCK_K": 128, "weights.STAGES": 2},
+]
+"""What to change of the constants of `ops.kernels.nerf_mlp`, or with `weights.` of `ops.kernels.nerf_mlp_gradients`."""
+TUNING_SECONDS = 90
+
+
+@contextlib.contextmanager
+def constants(changes: dict[str, int]) -> Iterator[None]:
+    """The kernels run with these constants within."""
+    from nerf_trainer.ops.kernels import nerf_mlp, nerf_mlp_gradients
+
+    modules = {False: nerf_mlp, True: nerf_mlp_gradients}
+    with contextlib.ExitStack() as stack:
+        for name, value in changes.items():
+            module = modules[name.startswith("weights.")]
+            stack.enter_context(patch.object(module, name.removeprefix("weights."), value))
+        yield
+
+
+def tune(precisions: list[str], n: int) -> None:
+    """Print the fine pass's milliseconds and GiB by constants, as many as there is time for."""
+    end = time.monotonic() + TUNING_SECONDS
+    for changes in TUNED:
+        for precision in precisions:
+            if time.monotonic() > end:
+                print("out of time before", precision, changes)
+                return
+            try:
+                with constants(changes):
+                    row = measure(precision, "triton", "fine", n)
+            except triton_errors() as error:
+                print(f"{precision:5} {str(changes or 'as they are'):45} {str(error).splitlines()[0]}", flush=True)
+                continue
+            times = f"forward {row['forward_ms']:.3f} ms, both {row['both_ms']:.3f} ms, {row['peak_gib']:.3f} GiB"
+            print(f"{precision:5} {str(changes or 'as they are'):45} {times}", flush=True)
+
+
+def triton_errors() -> tuple[type[Exception], ...]:
+    """What a kernel that does not fit raises."""
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    return OutOfResources, PTXASError, torch.OutOfMemoryError
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30, help="counted runs of each setting")
@@ -131,7 +190,10 @@ def main() -> None:
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
     parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    parser.add_argument("--tune", action="store_true", help="only print times by the kernels' constants; no record")
     options = parser.parse_args()
+    if options.tune:
+        return tune([p for p in options.precision if p != "fp32"], min(options.steps, 10))
     rows, ceilings = [], {}
     for precision in options.precision:
         ceilings[precision] = ceiling(precision, options.steps)
