@@ -169,10 +169,10 @@ def tune(precisions: list[str], n: int) -> None:
                 with constants(changes):
                     row = measure(precision, "triton", "fine", n)
             except triton_errors() as error:
-                print(f"{precision:5} {str(changes or 'as they are'):45} {str(error).splitlines()[0]}", flush=True)
+                print(f"{precision:5} {changes or 'as they are'!s:45} {str(error).splitlines()[0]}", flush=True)
                 continue
             times = f"forward {row['forward_ms']:.3f} ms, both {row['both_ms']:.3f} ms, {row['peak_gib']:.3f} GiB"
-            print(f"{precision:5} {str(changes or 'as they are'):45} {times}", flush=True)
+            print(f"{precision:5} {changes or 'as they are'!s:45} {times}", flush=True)
 
 
 def triton_errors() -> tuple[type[Exception], ...]:
