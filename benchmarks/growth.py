@@ -42,7 +42,14 @@ MODEL = "model_factory_ImplicitronModelFactory_args.model_OverfitModel_args"
 RAYS = f"{MODEL}.raysampler_NearFarRaySampler_args.n_rays_total_training"
 COARSE = f"{MODEL}.raysampler_NearFarRaySampler_args.n_pts_per_ray_training"
 FINE = f"{MODEL}.renderer_MultiPassEmissionAbsorptionRenderer_args.n_pts_per_ray_fine_training"
-BUDGET = f"{MODEL}.renderer_OccupancyGridRenderer_args.sample_budget_training"
+PACKED = f"{MODEL}.renderer_OccupancyGridRenderer_args"
+BUDGET = f"{PACKED}.sample_budget_training"
+TINY_PACKED = {
+    BUDGET: 512,
+    f"{PACKED}.candidate_budget_training": 1024,
+    f"{PACKED}.occupancy_grid_args.resolution": 16,
+    f"{MODEL}.implicit_function_HashGridImplicitFunction_args.log2_hashmap_size": 8,
+}
 SIDES = [200, 400, 800, 1600]
 AXES = ("rays", "samples", "resolution", "images", "view")
 RECIPES = ("nerf_blender", "ngp_blender")
@@ -67,7 +74,7 @@ def points(recipe: str, axes: list[str], dry: bool) -> Iterator[Point]:
     packed = recipe.startswith("ngp")
     base = {RAYS: 16} if dry else {}
     if dry:
-        base |= {BUDGET: 512} if packed else {COARSE: 4, FINE: 8}
+        base |= TINY_PACKED if packed else {COARSE: 4, FINE: 8}
     few = {"n_images": 3, "size": 16} if dry else {}
     for axis in axes:
         if axis == "rays":
