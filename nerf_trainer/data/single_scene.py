@@ -273,3 +273,73 @@ def batches_with_known(numbers: Sequence[int], n_frames: int, n_known: int | Non
         order = torch.randperm(n_frames, generator=generator)[:n_known]
         batches.append([i, *(order + len(numbers)).tolist()])
     return batches
+
+
+class NumberedViewsDataset(DatasetBase):
+    """Some of a scene's numbered views, as a split; where their pixels are is the subclass's.
+
+    Args:
+        cameras: all views of the scene.
+        names: what stands for the path of each.
+        indices: which of them the split has; these are the frames' numbers.
+        frame_types: `known` or `unseen`, for each of the split's.
+        eval_batches: what `get_eval_batches` gives.
+    """
+
+    def __init__(
+        self,
+        cameras: Cameras,
+        names: Sequence[str],
+        indices: Sequence[int],
+        frame_types: Sequence[str],
+        eval_batches: list[list[int]] | None = None,
+    ) -> None:
+        self._indices = tuple(indices)
+        self._cameras = cameras[list(indices)]
+        self._names = tuple(names[view] for view in indices)
+        self._frame_types = tuple(frame_types)
+        self._eval_batches = eval_batches
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> FrameData:
+        channels = self.rgba(index).permute(2, 0, 1)[None].float() / 255
+        depth = self.depth(index)
+        return FrameData(
+            cameras=self._cameras[index],
+            image_rgb=channels[:, :3],
+            fg_probability=channels[:, 3:] if self.contents.fg_probability else None,
+            depth_map=None if depth is None else depth[None, None],
+            depth_mask=None if depth is None else (depth[None, None] > 0).float(),
+            sequence_name=(SINGLE_SEQUENCE,),
+            frame_number=(self._indices[index],),
+            frame_type=(self._frame_types[index],),
+            image_path=(self._names[index],),
+        )
+
+    def depth(self, index: int) -> Float[Tensor, "H W"] | None:
+        """One view's depth along the axis at pixel centres, world units, 0 where it is unknown; None for no depth."""
+        return None
+
+    def cameras(self) -> Cameras:
+        return self._cameras
+
+    @property
+    def frame_sequences(self) -> tuple[str, ...]:
+        return (SINGLE_SEQUENCE,) * len(self)
+
+    @property
+    def frame_numbers(self) -> tuple[int, ...]:
+        return self._indices
+
+    @property
+    def frame_types(self) -> tuple[str, ...]:
+        return self._frame_types
+
+    @property
+    def image_paths(self) -> tuple[str, ...]:
+        return self._names
+
+    def get_eval_batches(self) -> list[list[int]] | None:
+        return self._eval_batches

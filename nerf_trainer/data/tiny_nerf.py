@@ -30,10 +30,10 @@ from nerf_trainer.config import registry
 from nerf_trainer.data.files import LARGEST_NUMBER, require_regular_file, shown
 from nerf_trainer.data.npy_arrays import ArrayHeader, ByteStream, read_array_header
 from nerf_trainer.data.poses import NOTABLE_SKEW, camera_from_opengl, checked_rotation, skew_notices
-from nerf_trainer.data.single_scene import SINGLE_SEQUENCE, batches_with_known
-from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetBase, DatasetMap, DatasetMapProviderBase
+from nerf_trainer.data.single_scene import NumberedViewsDataset, batches_with_known
+from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap, DatasetMapProviderBase
 from nerf_trainer.errors import ConfigError, DataError, require_at_least
-from nerf_trainer.frames import FrameContents, FrameData
+from nerf_trainer.frames import FrameContents
 
 _END = b"PK\x05\x06"
 _END_BYTES = 22
@@ -67,14 +67,12 @@ class TinyScene:
     """What the user should know of them."""
 
 
-class TinyNerfDataset(DatasetBase):
+class TinyNerfDataset(NumberedViewsDataset):
     """Some views of the file, as a split.
 
     Args:
         scene: all views.
-        indices: which of them.
-        frame_types: `known` or `unseen`, for each.
-        eval_batches: what `get_eval_batches` gives.
+        indices, frame_types, eval_batches: as in the base class.
     """
 
     def __init__(
@@ -84,51 +82,12 @@ class TinyNerfDataset(DatasetBase):
         frame_types: Sequence[str],
         eval_batches: list[list[int]] | None = None,
     ) -> None:
+        names = [f"{scene.file}/view_{view:03d}" for view in range(len(scene.rgba))]
+        super().__init__(scene.cameras, names, indices, frame_types, eval_batches)
         self._scene = scene
-        self._indices = tuple(indices)
-        self._frame_types = tuple(frame_types)
-        self._eval_batches = eval_batches
-        self._cameras = scene.cameras[list(indices)]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> FrameData:
-        channels = self.rgba(index).permute(2, 0, 1)[None].float() / 255
-        return FrameData(
-            cameras=self._cameras[index],
-            image_rgb=channels[:, :3],
-            fg_probability=channels[:, 3:] if self._scene.has_alpha else None,
-            sequence_name=(SINGLE_SEQUENCE,),
-            frame_number=(self._indices[index],),
-            frame_type=(self._frame_types[index],),
-            image_path=(self._name(self._indices[index]),),
-        )
 
     def rgba(self, index: int) -> UInt8[Tensor, "H W 4"]:
         return self._scene.rgba[self._indices[index]]
-
-    def cameras(self) -> Cameras:
-        return self._cameras
-
-    def _name(self, view: int) -> str:
-        return f"{self._scene.file}/view_{view:03d}"
-
-    @property
-    def frame_sequences(self) -> tuple[str, ...]:
-        return (SINGLE_SEQUENCE,) * len(self)
-
-    @property
-    def frame_numbers(self) -> tuple[int, ...]:
-        return self._indices
-
-    @property
-    def frame_types(self) -> tuple[str, ...]:
-        return self._frame_types
-
-    @property
-    def image_paths(self) -> tuple[str, ...]:
-        return tuple(self._name(view) for view in self._indices)
 
     @property
     def contents(self) -> FrameContents:
@@ -138,9 +97,6 @@ class TinyNerfDataset(DatasetBase):
             mask_crop=False,
             sequence_names=tuple(sorted(self.sequence_names)),
         )
-
-    def get_eval_batches(self) -> list[list[int]] | None:
-        return self._eval_batches
 
 
 @registry.register

@@ -18,10 +18,10 @@ from nerf_trainer.data.images import MAX_MEGAPIXELS
 from nerf_trainer.data.rendered_mesh.files import read_mesh
 from nerf_trainer.data.rendered_mesh.rendering import Light, MeshRenderer
 from nerf_trainer.data.rendered_mesh.surfaces import painted_knot
-from nerf_trainer.data.single_scene import SINGLE_SEQUENCE, batches_with_known
-from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetBase, DatasetMap, DatasetMapProviderBase
+from nerf_trainer.data.single_scene import NumberedViewsDataset, batches_with_known
+from nerf_trainer.data.splits import KNOWN, UNSEEN, DatasetMap, DatasetMapProviderBase
 from nerf_trainer.errors import ConfigError, require_at_least
-from nerf_trainer.frames import FrameContents, FrameData
+from nerf_trainer.frames import FrameContents
 
 CACHE_BYTES = 2 * 2**30
 """Rendered views are kept where all of them take no more than this."""
@@ -79,14 +79,12 @@ class RenderedViews:
             return depth
 
 
-class RenderedMeshDataset(DatasetBase):
+class RenderedMeshDataset(NumberedViewsDataset):
     """Some of the rendered views, as a split.
 
     Args:
         views: all views.
-        indices: which of them.
-        frame_types: `known` or `unseen`, for each.
-        eval_batches: what `get_eval_batches` gives.
+        indices, frame_types, eval_batches: as in the base class.
     """
 
     def __init__(
@@ -96,58 +94,18 @@ class RenderedMeshDataset(DatasetBase):
         frame_types: Sequence[str],
         eval_batches: list[list[int]] | None = None,
     ) -> None:
+        super().__init__(views.cameras, views.names, indices, frame_types, eval_batches)
         self._views = views
-        self._indices = tuple(indices)
-        self._frame_types = tuple(frame_types)
-        self._eval_batches = eval_batches
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> FrameData:
-        view = self._indices[index]
-        channels = self._views.rgba(view).permute(2, 0, 1)[None].float() / 255
-        depth = self._views.depth(view)[None, None]
-        return FrameData(
-            cameras=self._views.cameras[view],
-            image_rgb=channels[:, :3],
-            fg_probability=channels[:, 3:],
-            depth_map=depth,
-            depth_mask=(depth > 0).float(),
-            sequence_name=(SINGLE_SEQUENCE,),
-            frame_number=(view,),
-            frame_type=(self._frame_types[index],),
-            image_path=(self._views.names[view],),
-        )
 
     def rgba(self, index: int) -> UInt8[Tensor, "H W 4"]:
         return self._views.rgba(self._indices[index])
 
-    def cameras(self) -> Cameras:
-        return self._views.cameras[list(self._indices)]
-
-    @property
-    def frame_sequences(self) -> tuple[str, ...]:
-        return (SINGLE_SEQUENCE,) * len(self)
-
-    @property
-    def frame_numbers(self) -> tuple[int, ...]:
-        return self._indices
-
-    @property
-    def frame_types(self) -> tuple[str, ...]:
-        return self._frame_types
-
-    @property
-    def image_paths(self) -> tuple[str, ...]:
-        return tuple(self._views.names[view] for view in self._indices)
+    def depth(self, index: int) -> Float[Tensor, "H W"]:
+        return self._views.depth(self._indices[index])
 
     @property
     def contents(self) -> FrameContents:
         return FrameContents(sequence_names=tuple(sorted(self.sequence_names)))
-
-    def get_eval_batches(self) -> list[list[int]] | None:
-        return self._eval_batches
 
 
 @registry.register
