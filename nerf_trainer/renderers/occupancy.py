@@ -6,6 +6,7 @@ R: rays; M: places in the row of packed samples; C: channels.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -177,14 +178,10 @@ class OccupancyGridRenderer(BaseRenderer):
 
     def before_step(self, step: int, fields: Sequence[BoundField]) -> None:
         """Renew the occupancy grid by the field's densities as they are now."""
-        (field,) = fields
-
-        def densities_at(points: Float[Tensor, "N 3"]) -> Float[Tensor, "N 1"]:
-            return field.field.densities(_at(points), field.inputs)[0, :, 0]
-
         if step % self.occupancy_grid.update_interval == 0:
+            (field,) = fields
             with torch.no_grad():
-                self.occupancy_grid.update(step, densities_at)
+                self.occupancy_grid.update(step, partial(_densities_at, field))
                 self._occupied.copy_(self.occupancy_grid.fraction_occupied())
 
     def learn_views(self, views: Callable[[], Cameras]) -> None:
@@ -260,6 +257,11 @@ def _no_cached_casts() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
+
+
+def _densities_at(field: BoundField, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N 1"]:
+    """A field's densities at points."""
+    return field.field.densities(_at(points), field.inputs)[0, :, 0]
 
 
 def _at(points: Float[Tensor, "N 3"]) -> RayBundle:
