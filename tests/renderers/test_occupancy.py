@@ -88,18 +88,20 @@ def test_a_background_is_seen_where_nothing_is() -> None:
 
 @pytest.mark.parametrize("early_stop", [0.0, 1e-4])
 def test_rounds_and_chunks_make_no_difference(early_stop: float) -> None:
+    rays, coarse = view(6), {"step_size": 0.05}
+
     def render(**options: int) -> Tensor:
-        module = renderer(early_stop=early_stop, **options)
+        module = renderer(of_grid=coarse, early_stop=early_stop, **options)
         module.before_step(0, [ball(30.0)])
-        return module(view(), [ball(30.0)]).features
+        return module(rays, [ball(30.0)]).features
 
     whole = render(samples_per_round_evaluation=10_000, sample_budget_evaluation=2**22)
     for samples, budget in ((1, 2**20), (16, 2**22), (16, 100), (7, 3)):
         found = render(samples_per_round_evaluation=samples, sample_budget_evaluation=budget)
         torch.testing.assert_close(found, whole, rtol=0.0, atol=2e-4)
-    module = renderer()
-    pieces = render_in_chunks(lambda part: module(part, [ball()]), view(), 100)
-    torch.testing.assert_close(pieces.features, module(view(), [ball()]).features)
+    module = renderer(of_grid=coarse)
+    pieces = render_in_chunks(lambda part: module(part, [ball()]), rays, 10)
+    torch.testing.assert_close(pieces.features, module(rays, [ball()]).features)
 
 
 def test_a_ray_ends_after_the_most_samples_that_it_may_have() -> None:
@@ -249,7 +251,9 @@ def model_of(field: Factory, **options) -> OverfitModel:
     options = {"loss_weights": {"loss_rgb_mse": 1.0, "loss_distortion": 1e-3}, **options}
     return OverfitModel(
         raysampler=NearFarRaySampler(min_depth=2.0, max_depth=6.0, n_rays_total_training=128),
-        renderer=Factory.of(OccupancyGridRenderer, occupancy_grid=grid(step_size=0.1), sample_budget_training=4096),
+        renderer=Factory.of(
+            OccupancyGridRenderer, occupancy_grid=grid(resolution=16, step_size=0.1), sample_budget_training=4096
+        ),
         implicit_function=field,
         background=Background.RANDOM,
         mask_threshold=None,
