@@ -250,9 +250,9 @@ def nerf() -> Factory:
 def model_of(field: Factory, **options) -> OverfitModel:
     options = {"loss_weights": {"loss_rgb_mse": 1.0, "loss_distortion": 1e-3}, **options}
     return OverfitModel(
-        raysampler=NearFarRaySampler(min_depth=2.0, max_depth=6.0, n_rays_total_training=128),
+        raysampler=NearFarRaySampler(min_depth=2.0, max_depth=6.0, n_rays_total_training=64),
         renderer=Factory.of(
-            OccupancyGridRenderer, occupancy_grid=grid(resolution=16, step_size=0.1), sample_budget_training=4096
+            OccupancyGridRenderer, occupancy_grid=grid(resolution=16, step_size=0.1), sample_budget_training=2048
         ),
         implicit_function=field,
         background=Background.RANDOM,
