@@ -56,8 +56,10 @@ def check(n_rays: int, n_t: int, n: int, stratified: bool, atol: float = 1e-5, *
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=atol)
 
 
-@pytest.mark.parametrize("stratified", [False, True])
-@pytest.mark.parametrize(("n_rays", "n_t", "n"), [(1, 3, 2), (3, 6, 5), (2, 17, 33), (1, 64, 128)])
+@pytest.mark.parametrize(
+    ("n_rays", "n_t", "n", "stratified"),
+    [(1, 3, 2, False), (1, 3, 2, True), (3, 6, 5, False), (3, 6, 5, True), (2, 17, 33, False), (1, 64, 128, True)],
+)
 def test_resampling_as_the_twin_does(n_rays: int, n_t: int, n: int, stratified: bool) -> None:
     check(n_rays, n_t, n, stratified)
 
