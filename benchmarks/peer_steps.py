@@ -78,7 +78,7 @@ class PeerStep:
     def __init__(self, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, reads_loss: bool = False) -> None:
         self._loss, self.optimizer, self._reads_loss = loss, optimizer, reads_loss
 
-    def __call__(self, autocast: Callable[[], AbstractContextManager[None]]) -> Tensor:
+    def __call__(self, autocast: Callable[[], AbstractContextManager[object]]) -> Tensor:
         """One step; returns the loss."""
         with autocast():
             loss = self._loss()

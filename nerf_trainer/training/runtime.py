@@ -113,7 +113,7 @@ class Runtime:
         """What fast ops run, in a reader's words."""
         return "Triton kernels" if uses_triton(torch.empty(0, device=self.device)) else "plain torch"
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The context that a forward runs in; entered at every step, so that it has to cost little."""
         dtype = _AUTOCAST.get(self.precision)
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)

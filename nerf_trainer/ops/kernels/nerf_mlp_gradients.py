@@ -34,7 +34,7 @@ def _layers(bits):
 
 @triton.constexpr_function
 def _n_layers(bits):
-    return len(_layers(bits))
+    return bin(bits).count("1")
 
 
 @triton.constexpr_function
