@@ -44,9 +44,10 @@ COARSE = f"{MODEL}.raysampler_NearFarRaySampler_args.n_pts_per_ray_training"
 FINE = f"{MODEL}.renderer_MultiPassEmissionAbsorptionRenderer_args.n_pts_per_ray_fine_training"
 PACKED = f"{MODEL}.renderer_OccupancyGridRenderer_args"
 BUDGET = f"{PACKED}.sample_budget_training"
+CANDIDATES = f"{PACKED}.candidate_budget_training"
 TINY_PACKED = {
     BUDGET: 512,
-    f"{PACKED}.candidate_budget_training": 1024,
+    CANDIDATES: 1024,
     f"{PACKED}.occupancy_grid_args.resolution": 16,
     f"{MODEL}.implicit_function_HashGridImplicitFunction_args.log2_hashmap_size": 8,
 }
@@ -82,7 +83,7 @@ def points(recipe: str, axes: list[str], dry: bool) -> Iterator[Point]:
                 yield Point(axis, n, base | {RAYS: n}, **few)
         elif axis == "samples" and packed:
             for n in [512, 1024] if dry else [2**k for k in range(15, 21)]:
-                yield Point(axis, n, base | {BUDGET: n}, **few)
+                yield Point(axis, n, base | {BUDGET: n, CANDIDATES: 4 * n}, **few)
         elif axis == "samples":
             for n in [4, 8] if dry else [16, 32, 64, 128, 256]:  # coarse ones; fine ones are twice as many
                 yield Point(axis, 4 * n, base | {COARSE: n, FINE: 2 * n}, **few)

@@ -4,7 +4,7 @@ import copy
 import pickle
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nerf_trainer.randomness import RandomStream, derive_seed, random_streams, seed_streams, undisturbed
 
@@ -87,3 +87,19 @@ def test_draws_that_leave_no_trace():
     for name in ("used", "unused"):
         mine, other = (torch.rand(3, generator=getattr(module, name).on("cpu")) for module in (model, again))
         assert torch.equal(mine, other)
+
+
+def test_a_stream_that_is_not_of_a_rank_draws_the_same_on_all_also_as_a_copy() -> None:
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.shared = RandomStream("own"), RandomStream("shared", per_rank=False)
+
+    def drawn(rank: int, copied: bool) -> tuple[Tensor, Tensor]:
+        module = copy.deepcopy(Drawing()) if copied else Drawing()
+        seed_streams(module, 7, rank)
+        return tuple(torch.rand(4, generator=stream.on("cpu")) for stream in (module.own, module.shared))
+
+    (own, shared), (other, same), (_, of_copy) = drawn(0, False), drawn(1, False), drawn(2, True)
+    assert not torch.equal(own, other)
+    assert torch.equal(shared, same) and torch.equal(shared, of_copy)

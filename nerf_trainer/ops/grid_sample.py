@@ -91,7 +91,7 @@ def gather_corners(
     grid: Float[Tensor, "*nodes C"], first: Int[Tensor, "M"], weights: Float[Tensor, "M K"]
 ) -> Float[Tensor, "M C"]:
     """Weighted sums of the corners of cells, given by their lowest corner; CPU only."""
-    return _GatherCorners.apply(grid, first, weights)  # type: ignore[no-any-return]
+    return _GatherCorners.apply(grid, first, weights)
 
 
 def _corner_offsets(shape: Sequence[int]) -> list[int]:

@@ -111,7 +111,7 @@ def hash_encode(
     if tuple(table.shape) != (levels.n_rows, levels.n_features):
         raise ValueError(f"table: shape {tuple(table.shape)}; expected {(levels.n_rows, levels.n_features)}")
     if uses_triton(table):
-        return _HashEncode.apply(points, table, levels, n_used, _output_dtype(table))  # type: ignore[no-any-return]
+        return _HashEncode.apply(points, table, levels, n_used, _output_dtype(table))
     with torch.autocast(table.device.type, enabled=False):
         encoded = hash_encode_reference(points, table, levels.resolutions, levels.starts, levels.sizes, n_used)
     return encoded.to(_output_dtype(table))

@@ -30,7 +30,7 @@ def log_density(
     outputs = outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
     if not uses_triton(outputs):
         return log_density_reference(outputs, bias, inside)
-    return _LogDensity.apply(outputs, bias, inside)  # type: ignore[return-value]
+    return _LogDensity.apply(outputs, bias, inside)
 
 
 class _LogDensity(torch.autograd.Function):

@@ -24,7 +24,7 @@ def nerf_mlp(
     """Density and colour before their activations, float32; products are of `dtype`. Differentiable once."""
     tensors = weights.tensors()
     outputs = _LayeredMLP.apply(embedded, per_ray, weights.shape, dtype, *tensors)
-    return outputs if weights.color is not None else (outputs, None)  # type: ignore[return-value]
+    return outputs if weights.color is not None else (outputs, None)
 
 
 class _LayeredMLP(torch.autograd.Function):

@@ -49,7 +49,7 @@ def small_mlp(
     if not (uses_triton(x) and _fits(weights, widths, dtype) and _has_fast_products(dtype)):
         return small_mlp_reference(x, weights, widths, extra, n_used, dtype)
     parts = (_rows(x), None if extra is None else _rows(extra))
-    return _SmallMLP.apply(*parts, weights, n_used, widths, dtype)  # type: ignore[no-any-return]
+    return _SmallMLP.apply(*parts, weights, n_used, widths, dtype)
 
 
 def product_dtype(device_type: str) -> torch.dtype:

@@ -53,7 +53,7 @@ def vm_components(
         return vm_components_reference(planes, lines, local, mode, padding, align_corners, summed)
     options = (padding == "border", align_corners, summed)
     contiguous = [factor.contiguous() for factor in factors]
-    return _VMComponents.apply(local.float().contiguous(), options, *contiguous)  # type: ignore[no-any-return]
+    return _VMComponents.apply(local.float().contiguous(), options, *contiguous)
 
 
 class _VMComponents(torch.autograd.Function):

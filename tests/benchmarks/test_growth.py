@@ -19,7 +19,7 @@ def test_points_change_what_their_axis_says(recipe):
     assert [point.n_images for point in by_axis["images"]] == [100, 200, 500, 1000, 2000]
     for point in by_axis["samples"]:
         if recipe == "ngp_blender":
-            assert point.changes == {growth.BUDGET: point.value}
+            assert point.changes == {growth.BUDGET: point.value, growth.CANDIDATES: 4 * point.value}
         else:  # coarse, and coarse and fine by the second network
             assert point.value == 2 * point.changes[growth.COARSE] + point.changes[growth.FINE]
 

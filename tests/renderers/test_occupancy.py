@@ -209,13 +209,23 @@ def test_rays_that_lack_room_among_candidates_or_samples_have_no_effect(candidat
     assert field.learned.grad is None or (field.learned.grad == 0.0).all()
 
 
+class CacheWatcher(NeuralRadianceFieldImplicitFunction):
+    """A field that notes whether autocast keeps copies of weights while it is asked for densities alone."""
+
+    def densities(self, ray_bundle, inputs):
+        self.kept = torch.is_autocast_cache_enabled()
+        return super().densities(ray_bundle, inputs)
+
+
 def test_looking_at_densities_first_takes_no_gradients_away_under_autocast() -> None:
-    """Autocast would find casts of the weights again that were made without gradients."""
+    """Autocast would find casts of the weights again that were made without gradients: some releases of torch lose
+    gradients by it, so that what is held besides them is that no casts are kept."""
     small = {"n_layers_xyz": 2, "append_xyz": (1,), "n_hidden_neurons_xyz": 32, "n_hidden_neurons_dir": 16}
-    field = NeuralRadianceFieldImplicitFunction(spec=FieldSpec(), **small)
+    field = CacheWatcher(spec=FieldSpec(), **small)
     module = renderer(of_grid={"step_size": 0.1}, sample_budget_training=2**13, candidate_budget_training=2**13)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         module(view(8), [bound(field)], TRAINING).features.sum().backward()
+        assert torch.is_autocast_cache_enabled() and not field.kept
     for name, parameter in field.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 

@@ -47,7 +47,7 @@ def nerf_mlp(
     tensors = weights.tensors()
     inputs = [embedded, *([] if per_ray is None else [per_ray]), *tensors]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        densities, colors = _NerfMLP.apply(embedded, per_ray, weights.shape, dtype, *tensors)  # type: ignore[misc]
+        densities, colors = _NerfMLP.apply(embedded, per_ray, weights.shape, dtype, *tensors)
     else:
         network = _Network.of(tensors, weights.shape, dtype)
         densities, colors = network.heads_room(embedded)
@@ -302,7 +302,7 @@ class _Backward:
     def _input_gradient(self, g: Float[Tensor, "layers rows W"], n_rows: int) -> Float[Tensor, "n E"]:
         layout = self._network.layout
         parts = [g[layer, :n_rows] @ self._network.parts["input"][i] for i, layer in enumerate(layout.input_layers)]
-        return sum(part[:, : layout.shape.input_dim].float() for part in parts)  # type: ignore[return-value]
+        return functools.reduce(torch.add, [part[:, : layout.shape.input_dim].float() for part in parts])
 
 
 @triton.jit

@@ -39,7 +39,7 @@ def hash_encode_reference(
     ]
     rows = torch.cat([indices + start for (indices, _), start in zip(corners, starts, strict=True)])
     weights = torch.cat([weights for _, weights in corners])
-    features: Tensor = _WeightedRows.apply(table, rows, weights)  # type: ignore[assignment]
+    features: Tensor = _WeightedRows.apply(table, rows, weights)
     encoded = features.view(len(corners), -1, table.shape[1]).transpose(0, 1).flatten(1)
     if n_used is None:
         return encoded
