@@ -22,7 +22,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo visdom visdom-assets test test-gpu check format docs golden scene clean
+.PHONY: help install demo visdom visdom-assets test test-faults test-gpu check format docs golden scene clean
 
 help: ## List what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
@@ -54,6 +54,11 @@ visdom-assets: $(INSTALLED) ## Put the scripts of visdom's page in place, from t
 
 test: $(INSTALLED_DEV) ## Run every test that this machine can run
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 $(PYTEST_ARGS)
+
+# How much of the table of faults runs: quick, tenth or full.
+FAULTS ?= full
+test-faults: $(INSTALLED_DEV) ## Kill, starve and mislead runs as often as the table of faults asks (FAULTS=tenth: a tenth of it)
+	NERF_TRAINER_FAULTS=$(FAULTS) $(BIN)/python -m pytest -n logical --maxprocesses 8 tests/faults $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED_DEV) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)

@@ -1,0 +1,68 @@
+"""The `fault` fixture, and the table of what the tests of faults showed.
+
+A test that shows a row of the acceptance table is marked `@pytest.mark.fault(row=8)` and takes the fixture `fault`. With
+NERF_TRAINER_FAULT_TABLE=FILE in the environment the rows, tests and counts are written to FILE, a line a test, in Markdown.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.faults.counts import LEVELS, Fault, level
+
+PROPERTY = "fault"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves the long tests of faults to `make test-faults` and to CI."""
+    if level() != LEVELS[0]:
+        return
+    skip = pytest.mark.skip(reason="a long test of faults; `make test-faults` runs it")
+    for item in items:
+        mark = item.get_closest_marker("fault")
+        if mark is not None and mark.kwargs.get("long", False):
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest) -> Fault:
+    """Counts what this test shows of its row."""
+    mark = request.node.get_closest_marker("fault")
+    assert mark is not None, "a test that takes `fault` is marked pytest.mark.fault(row=...)"
+    shown = Fault(mark.kwargs["row"])
+    request.node.stash[_SHOWN] = shown
+    return shown
+
+
+_SHOWN = pytest.StashKey[Fault]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """Sends what a test counted along with its report, which pytest-xdist carries to the main process."""
+    report = yield
+    mark = item.get_closest_marker("fault")
+    if report.when == "call" and mark is not None:
+        shown = item.stash.get(_SHOWN, None)
+        passed, of_table = (shown.n_passed, shown.n_of_table) if shown is not None else (1, 1)
+        report.user_properties.append((PROPERTY, [mark.kwargs["row"], max(passed, 1), max(of_table, 1)]))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Writes the table of rows, where asked for."""
+    file = os.environ.get("NERF_TRAINER_FAULT_TABLE")
+    if not file:
+        return
+    lines = []
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, value in report.user_properties:
+                if name == PROPERTY and report.when == "call":
+                    row, passed, of_table = value
+                    n = str(passed) if outcome == "passed" else f"FAILED after {passed}"
+                    lines.append((row, report.nodeid.split("/")[-1], n, of_table))
+    head = ["| row | test | passed | of |", "|---|---|---|---|"]
+    rows = [f"| {row} | `{test}` | {n} | {of} |" for row, test, n, of in sorted(lines)]
+    Path(file).write_text("\n".join([*head, *rows]) + "\n")

@@ -1,0 +1,180 @@
+"""Many short processes of the commands, quickly: one process imports torch and the trainer once and forks for each.
+
+    with Nursery(tmp_path) as nursery:
+        run = nursery.start("--config-name", "quickstart", "exp_dir=runs/a")
+        run.kill(signal.SIGKILL)
+        assert run.wait() == -9
+        print(run.err)
+
+The forking process runs with one thread and without the test run's shape checks. A child is what the command is: its own
+process group, its own output files, the exit code that the command ends with.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMMANDS = {"nerf_runner": "nerf_trainer.experiment", "nerf_visualizer": "nerf_trainer.visualize"}
+
+
+@dataclass
+class Child:
+    """One process of a command."""
+
+    pid: int
+    folder: Path
+    _nursery: "Nursery" = field(repr=False)
+    code: int | None = None
+    """The exit code, negative for a signal, once it is known."""
+
+    @property
+    def out(self) -> str:
+        """What it wrote to stdout so far."""
+        return (self.folder / "out").read_text(errors="replace")
+
+    @property
+    def err(self) -> str:
+        """What it wrote to stderr so far."""
+        return (self.folder / "err").read_text(errors="replace")
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send it a signal; nothing happens where it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def ended(self) -> bool:
+        """Whether it has ended, as far as its nursery has heard."""
+        if self.code is None:
+            self.code = self._nursery.ask({"poll": self.pid})["code"]
+        return self.code is not None
+
+    def wait(self, timeout: float = 60.0) -> int:
+        """Its exit code, once it has ended; a TimeoutError kills it."""
+        until = time.monotonic() + timeout
+        while not self.ended():
+            if time.monotonic() > until:
+                self.kill()
+                raise TimeoutError(f"process {self.pid} did not end within {timeout:g} s; stderr: {self.err[-2000:]}")
+            time.sleep(0.005)
+        assert self.code is not None
+        return self.code
+
+
+class Nursery:
+    """A process that forks one of the commands for every `start`.
+
+    Args:
+        folder: where the children's output goes.
+        warm: modules to import before the first fork (a plug-in of the test, say).
+    """
+
+    def __init__(self, folder: Path, warm: tuple[str, ...] = ()) -> None:
+        self._folder = folder / "children"
+        self._folder.mkdir()
+        self._n = 0
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+        command = [sys.executable, "-m", "tests.faults.nursery", *COMMANDS.values(), *warm]
+        self._process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """One question and its answer."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, *words: str, command: str = "nerf_runner", cwd: Path | None = None, **environment: str) -> Child:
+        """Fork a process of a command with these words."""
+        folder = self._folder / str(self._n)
+        folder.mkdir()
+        self._n += 1
+        question = {"command": command, "words": words, "output": str(folder), "environment": environment}
+        answer = self.ask({**question, "cwd": str(cwd or self._folder.parent)})
+        return Child(answer["pid"], folder, self)
+
+    def run(self, *words: str, timeout: float = 60.0, **options: Any) -> Child:
+        """`start`, and wait for its end."""
+        child = self.start(*words, **options)
+        child.wait(timeout)
+        return child
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+
+def _become(question: dict[str, Any]) -> None:
+    """The child: redirect, change the environment, run the command; never returns."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        for number, name in ((1, "out"), (2, "err")):
+            file = os.open(f"{question['output']}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(file, number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.chdir(question["cwd"])
+        os.environ.update(question["environment"])
+        sys.argv = [question["command"], *question["words"]]
+        try:
+            importlib.import_module(COMMANDS[question["command"]]).main()
+            code = 0
+        except SystemExit as left:
+            code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _poll(pid: int, ended: dict[int, int]) -> int | None:
+    if pid not in ended:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            ended[pid] = os.waitstatus_to_exitcode(status)
+    return ended.get(pid)
+
+
+def _serve(modules: list[str]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    for module in modules:
+        importlib.import_module(module)
+    ended: dict[int, int] = {}
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "poll" in question:
+            answer: dict[str, Any] = {"code": _poll(question["poll"], ended)}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                _become(question)
+            answer = {"pid": pid}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1:])
