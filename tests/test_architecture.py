@@ -43,7 +43,7 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/test_known_scene.py": "the scene that tests of formats write",
     "tests/test_documented_commands.py": "README and docs",
     "tests/test_every_format.py": "all formats and datasets, one beside the other",
-    "tests/data/test_fault_rows.py": "bad input, for every format of single scenes",
+    "tests/faults/test_dataset_input.py": "bad input, for every format of single scenes",
     "tests/test_component_matrix.py": "every field under every renderer",
     "tests/test_golden.py": "every option of every component",
     "tests/test_reference_options.py": "every option of the reference",

@@ -1,7 +1,8 @@
 """The `fault` fixture, and the table of what the tests of faults showed.
 
-A test that shows a row of the acceptance table is marked `@pytest.mark.fault(row=8)` and takes the fixture `fault`. With
-NERF_TRAINER_FAULT_TABLE=FILE in the environment the rows, tests and counts are written to FILE, a line a test, in Markdown.
+A test that shows a row of the acceptance table is marked `@pytest.mark.fault(row=8)` and takes the fixture `fault`.
+With NERF_TRAINER_FAULT_TABLE=FILE in the environment the rows, tests and counts are written to FILE, a line a test, in
+Markdown.
 """
 
 import os

@@ -6,8 +6,8 @@
         assert run.wait() == -9
         print(run.err)
 
-The forking process runs with one thread and without the test run's shape checks. A child is what the command is: its own
-process group, its own output files, the exit code that the command ends with.
+The forking process runs with one thread and without the test run's shape checks. A child is what the command is: its
+own process group, its own output files, the exit code that the command ends with.
 """
 
 import contextlib
