@@ -1,6 +1,6 @@
 """Formats of single scenes as tests of bad input see them: how to write one, and how to spoil one.
 
-A format that reads image files of one scene joins `FORMATS`; tests/faults/test_dataset_input.py then holds it to all rows.
+A format that reads image files of one scene joins `FORMATS`; tests/faults/test_dataset_input.py holds it to all rows.
 """
 
 from __future__ import annotations
