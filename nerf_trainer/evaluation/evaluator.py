@@ -105,6 +105,7 @@ class ImplicitronEvaluator(EvaluatorBase):
         self._lpips: Lpips | None = None
         self._lpips_missing: str | None = None
         self._background_noted = False
+        self._refused: set[str] = set()
 
     def run(self, model: ImplicitronModelBase, loader: FrameLoader, context: EvaluationContext) -> list[ResultRow]:
         self._prepare_lpips(context)
@@ -120,11 +121,34 @@ class ImplicitronEvaluator(EvaluatorBase):
         rows = [replace(row, eval_epoch=context.epoch, protocol=protocol) for row in rows]
         if context.is_main:
             lines = [self._view_json(view, protocol, context) for view in views]
-            _report(rows, lines, context)
+            self._report(rows, lines, context)
             if difficulties := [view.difficulty for view in views if view.difficulty is not None]:
                 context.say(difficulty_lines(difficulties, self.camera_difficulty_bin_breaks))
             self._note_background(views, context)
         return rows
+
+    def _report(
+        self, rows: Sequence[ResultRow], lines: Sequence[Mapping[str, object]], context: EvaluationContext
+    ) -> None:
+        """Print the table and write the files. A full disk is no reason to end a training: it costs a file, of which
+        the first is said.
+
+        Args:
+            lines: what is written of each view.
+        """
+        width = shutil.get_terminal_size(fallback=(80, 24)).columns
+        context.say(result_table(rows, width) if rows else "Nothing was evaluated: the test split has no view.")
+        if context.exp_dir is None:
+            return
+        summary = json.dumps([_row_json(row) for row in rows], indent=1, allow_nan=False) + "\n"
+        views = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        for name, text in ((IMAGES_FILE, views), (RESULTS_FILE, summary)):
+            try:
+                _replace_file(context.exp_dir / name, text)
+            except OSError as error:
+                if name not in self._refused:
+                    self._refused.add(name)
+                    context.say(f"{context.exp_dir / name}: not written ({error.strerror or type(error).__name__})")
 
     def _note_background(self, views: Sequence[ViewResult], context: EvaluationContext) -> None:
         """Say once where masked metrics compare a rendering that has a background with a photograph that has none."""
@@ -261,25 +285,6 @@ def _difficulty(frames: FrameData, sources: Sequence[int]) -> float | None:
 def _order(view: ViewResult) -> tuple[str, int, int, str, float]:
     """What views are sorted by: an order that doesn't depend on which rank rendered which."""
     return view.sequence_name, view.frame_number, view.n_src, view.image_path, view.difficulty or 0.0
-
-
-def _report(rows: Sequence[ResultRow], lines: Sequence[Mapping[str, object]], context: EvaluationContext) -> None:
-    """Print the table and write the files. A full disk is no reason to end a training: it costs a file and a notice.
-
-    Args:
-        lines: what is written of each view.
-    """
-    width = shutil.get_terminal_size(fallback=(80, 24)).columns
-    context.say(result_table(rows, width) if rows else "Nothing was evaluated: the test split has no view.")
-    if context.exp_dir is None:
-        return
-    summary = json.dumps([_row_json(row) for row in rows], indent=1, allow_nan=False) + "\n"
-    views = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    for name, text in ((IMAGES_FILE, views), (RESULTS_FILE, summary)):
-        try:
-            _replace_file(context.exp_dir / name, text)
-        except OSError as error:
-            context.say(f"{context.exp_dir / name}: not written ({error.strerror or type(error).__name__})")
 
 
 def lpips_net(folder: Path, step: int) -> str | None:

@@ -242,8 +242,12 @@ class CheckpointStore:
 
     def _hint(self, name: str) -> None:
         draft = self.folder / ".tmp-latest"
-        draft.write_text(name + "\n")
-        os.replace(draft, self.folder / "latest")
+        try:
+            draft.write_text(name + "\n")
+            os.replace(draft, self.folder / "latest")
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
     def _prune(self, newest: Checkpoint) -> None:
         """Remove all but the newest `keep` valid ones up to `newest`, and what it took the place of."""

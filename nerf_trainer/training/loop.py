@@ -14,6 +14,7 @@ from nerf_trainer.config import ReplaceableBase, choice, registry
 from nerf_trainer.errors import CheckpointError, ConfigError, DataError
 from nerf_trainer.evaluation.evaluator import EvaluatorBase
 from nerf_trainer.training.dead_start import MAX_RESTARTS
+from nerf_trainer.training.disk_room import room_notice
 from nerf_trainer.training.interruption import StopRequestedError, StopSignals
 from nerf_trainer.training.live_preview import LivePreviews
 from nerf_trainer.training.metrics_log import Row
@@ -222,6 +223,10 @@ class _Training:
         """Train until the last epoch is done, and test where that is asked for."""
         loop, run, session = self._loop, self._run, self._session
         run.status.write("running")
+        if loop.store_checkpoints and run.runtime.is_main:
+            self._notice(
+                room_notice(run.exp_dir, session.model, session.optimizer, run.checkpoint, loop.checkpoints_kept)
+            )
         try:
             with run.display.training(loop.max_epochs * self._n_steps):
                 while session.epoch < loop.max_epochs:

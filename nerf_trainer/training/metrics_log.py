@@ -11,11 +11,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nerf_trainer.errors import StorageError
 
 FILE_NAME = "metrics.jsonl"
+_BLOCK_BYTES = 4096
 
 Row = Mapping[str, Any]
 """One line of the file."""
@@ -63,7 +64,8 @@ class MetricsLog:
             self.rewind(offset)
 
     def rewind(self, offset: int) -> None:
-        """Forget what was written after the first `offset` bytes.
+        """Forget what was written after the first `offset` bytes, and a last line that is torn: a power failure or a
+        copy may have left less than a checkpoint knew, and the next line would be part of the torn one.
 
         Raises:
             StorageError: the file can't be opened or cut.
@@ -71,8 +73,8 @@ class MetricsLog:
         if self.path is None:
             return
         try:
-            with open(self.path, "ab") as file:
-                file.truncate(min(offset, file.tell()))
+            with open(self.path, "a+b") as file:
+                file.truncate(_end_of_lines(file, min(offset, file.tell())))
         except OSError as error:
             raise StorageError(
                 f"{self.path}: can't be written ({error.strerror}); mend its permissions or set another exp_dir"
@@ -114,3 +116,15 @@ class MetricsLog:
                 return file.tell()
         except OSError:
             return 0
+
+
+def _end_of_lines(file: BinaryIO, end: int) -> int:
+    """Where the last whole line before `end` ends; 0 where there is none."""
+    while end > 0:
+        start = max(0, end - _BLOCK_BYTES)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

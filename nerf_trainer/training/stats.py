@@ -171,6 +171,7 @@ class Statistics:
         for row in read_rows(self.log.path) if self.log.path is not None else ():
             self.history.add(row)
         self._drawn = time.monotonic()
+        self._drawing_failed = False
         self._restart_interval()
 
     def _restart_interval(self) -> None:
@@ -263,7 +264,7 @@ class Statistics:
         """Draw the curves; with `due_only`, only when the last drawing is some minutes old.
 
         Returns:
-            A notice when they can't be written.
+            A notice when they can't be written for the first time.
         """
         if self._folder is None or (due_only and time.monotonic() - self._drawn < _SECONDS_BETWEEN_PLOTS):
             return None
@@ -271,7 +272,9 @@ class Statistics:
         try:
             draw_train_stats(self.history, self._folder)
         except OSError as error:
-            return f"the curves could not be drawn in {self._folder} ({error.strerror}); training goes on"
+            first, self._drawing_failed = not self._drawing_failed, True
+            reason = error.strerror or error
+            return f"the curves could not be drawn in {self._folder} ({reason}); training goes on" if first else None
         return None
 
     def state(self) -> dict[str, Any]:

@@ -281,7 +281,9 @@ def _endpoint(server: str, port: int) -> tuple[Callable[[], http.client.HTTPConn
     except ValueError:
         parts, host = urlsplit(""), None
     if host is None or parts.scheme not in ("http", "https"):
-        raise ConfigError(f"visdom_server: {server!r} is no address; expected one as http://127.0.0.1")
+        _, at, host_part = server.rpartition("@")
+        address = f"***@{host_part}" if at else server  # this is said and saved, a password is not
+        raise ConfigError(f"visdom_server: {address!r} is no address; expected one as http://127.0.0.1")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     base = parts.path.rstrip("/")
     name = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}{base}"
