@@ -34,6 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nerf_trainer.command_line import RUNNER_SUMMARY, assignment, chosen_words, help_text, without
 from nerf_trainer.config import Configurable, defaults, explain
+from nerf_trainer.config_sources import require_harmless, watch_config_files
 from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
 from nerf_trainer.override_words import as_typed, with_quoted_names
 from nerf_trainer.plugins import import_plugins, make_importable
@@ -107,6 +108,7 @@ def run_hydra(
     for folder in (Path.cwd(), *command.config_dirs):
         make_importable(folder)
     Plugins.instance().register(_ShippedRecipes)
+    watch_config_files()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors in its own way and exits with 1
     try:
         _compose_and_run(command)
@@ -124,6 +126,7 @@ def run_hydra(
 
 def _compose_and_run(command: _Command) -> None:
     root_class: type[Configurable] | None = None
+    require_harmless(command.args, _parsed([with_quoted_names(word) for word in command.args.overrides]))
     for folder in command.config_dirs:
         if not folder.is_dir() and "://" not in str(folder):
             raise ConfigError(keyed_line(str(folder), "no such folder; expected one with your YAMLs"))

@@ -15,10 +15,9 @@ from nerf_trainer.config import Configurable, schema
 from nerf_trainer.data.files import require_regular_file
 from nerf_trainer.errors import ConfigError, keyed_line, shown
 from nerf_trainer.imports.base import RunConfiguration
+from nerf_trainer.yaml_files import read_yaml_text
 
 FILE_NAME = "expconfig.yaml"
-MAX_BYTES = 4 * 2**20
-"""The largest file that is read; Implicitron's have some 100 kB."""
 
 _OF_THE_RUN = frozenset({"exp_dir", "hydra", "plugins", "eval_only", "resume", "resume_epoch", "force_resume"})
 """Keys at any depth that say something of the old run, not of the model."""
@@ -51,23 +50,12 @@ def read_run_configuration(file: Path, root: type[Configurable]) -> RunConfigura
     return RunConfiguration(values, tuple(notes))
 
 
-class _Loader(yaml.SafeLoader):
-    """Without aliases, which Implicitron doesn't write: with a few of them, a small file unfolds to any size."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"the alias *{self.peek_event().anchor}")
-        return super().compose_node(parent, index)
-
-
 def _read(path: Path) -> Mapping[str, Any]:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ConfigError(f"{path}: {size} bytes, expected a configuration of at most {MAX_BYTES}")
+    text = read_yaml_text(path)
     try:
-        content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        first = str(error).splitlines()[0]
         raise ConfigError(
             keyed_line(str(path), f"can't be read as YAML ({first}); expected Implicitron's own")
         ) from error

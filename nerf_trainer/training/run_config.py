@@ -14,13 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nerf_trainer.config import prune
-from nerf_trainer.errors import CheckpointError, StorageError, keyed_line, shown
+from nerf_trainer.errors import CheckpointError, ConfigError, StorageError, keyed_line, shown
+from nerf_trainer.yaml_files import read_yaml_text
 
 FILE_NAME = "expconfig.yaml"
 """The configuration as it was written, interpolations unresolved, without what was not chosen."""
 
 _FREE = re.compile(
-    r"(^|\.)(exp_dir|plugins|on_conflict|eval_only|max_epochs|test_when_finished|resume|resume_epoch|force_resume"
+    r"(^|\.)(exp_dir|plugins|rank_timeout|on_conflict|eval_only|max_epochs|test_when_finished|resume|resume_epoch|force_resume"
     r"|detect_anomaly|capture_step|kernels|test_interval|validation_interval|metric_print_interval|visualize_interval|visdom_\w+"
     r"|store_checkpoints\w*|checkpoint_interval|checkpoint_seconds|evaluator_\w+|num_workers|chunk_size_grid|hydra"
     r"|tqdm_trigger_threshold|lpips_\w+)(\.|$)"
@@ -62,7 +63,7 @@ def save(folder: Path, text: str) -> None:
         StorageError: the disk refuses.
     """
     path, part = folder / FILE_NAME, folder / f".expconfig-{os.getpid()}.tmp"
-    if path.exists() and path.read_text(encoding="utf-8") == text:
+    if path.exists() and path.read_bytes() == text.encode():
         return
     try:
         part.write_text(text, encoding="utf-8")
@@ -106,7 +107,7 @@ def derived_changes(folder: Path, text: str) -> list[str]:
     path = folder / FILE_NAME
     if not path.exists():
         return []
-    old = path.read_text(encoding="utf-8")
+    old = _kept(path)
     written = dict(_leaves(_parse(text)))
     before, after = (OmegaConf.create(dict(_parse(content))) for content in (old, text))
     notices = []
@@ -188,7 +189,7 @@ def _conflict(folder: Path, text: str, defaults: Defaults | None) -> dict[str, t
     path = folder / FILE_NAME
     if not path.exists() or not any((folder / "checkpoints").glob("step-*")):
         return {}
-    return differences(path.read_text(encoding="utf-8"), text, defaults)
+    return differences(_kept(path), text, defaults)
 
 
 def _default(defaults: DictConfig, key: str) -> Any:
@@ -200,6 +201,24 @@ def _default(defaults: DictConfig, key: str) -> Any:
             return _MISSING
     (_, value), *_ = _leaves(yaml.safe_load(OmegaConf.to_yaml(OmegaConf.create({"value": node}))))
     return value
+
+
+def _kept(path: Path) -> str:
+    """The text of a run's `expconfig.yaml`, which may be anyone's.
+
+    Raises:
+        ConfigError: it can't be a run's configuration.
+        StorageError: it can't be read.
+    """
+    try:
+        text = read_yaml_text(path)
+        _parse(text)
+    except OSError as error:
+        raise StorageError(f"{path}: can't be read ({error.strerror}); permit it or set another exp_dir") from error
+    except (ValueError, yaml.YAMLError) as error:
+        problem = f"{str(error).splitlines()[0]}; expected a run's configuration"
+        raise ConfigError(keyed_line(str(path), problem)) from error
+    return text
 
 
 @functools.lru_cache(maxsize=4)

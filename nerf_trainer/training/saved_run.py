@@ -15,6 +15,7 @@ from nerf_trainer.training import run_config
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.model_factory import ModelFactoryBase, learns
 from nerf_trainer.training.runtime import Precision
+from nerf_trainer.yaml_files import read_yaml_text
 
 R = TypeVar("R", bound=ReplaceableBase)
 
@@ -37,7 +38,9 @@ class SavedRun:
             found = "no such folder" if not folder.is_dir() else f"no {run_config.FILE_NAME} there"
             raise CheckpointError(f"exp_dir: {folder}: {found}; expected the folder of a trained run")
         try:
-            config = OmegaConf.load(self._path)
+            config = OmegaConf.create(read_yaml_text(self._path))
+        except ConfigError:
+            raise
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ConfigError(f"{self._path}: can't be read ({reason[0]}); expected a run's configuration") from error

@@ -6,7 +6,8 @@ import pytest
 
 from nerf_trainer.errors import UserError
 from nerf_trainer.experiment import Experiment
-from nerf_trainer.imports.implicitron_config import MAX_BYTES, read_run_configuration
+from nerf_trainer.imports.implicitron_config import read_run_configuration
+from nerf_trainer.yaml_files import MAX_BYTES
 
 TEXT = """\
 exp_dir: ./data/exps/old
@@ -63,12 +64,13 @@ def test_there_need_not_be_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a: [", "can't be read as YAML"),
+        (b"a: [", "expected YAML"),
         (b"- 1\n", "expected keys and values"),
-        (b"a: !!python/object/apply:os.system ['true']\n", "can't be read as YAML"),
-        (LAUGHS, "can't be read as YAML (the alias *a0)"),
-        (b"\xff\xfe\xff", "can't be read as YAML"),
-        (b"#" * (MAX_BYTES + 1), f"{MAX_BYTES + 1} bytes"),
+        (b"a: !!python/object/apply:os.system ['true']\n", "the tag '!!python/object/apply:os.system'"),
+        (LAUGHS, "unfolds to more than"),
+        (b"\xff\xfe\xff", "no UTF-8"),
+        (b"#" * (MAX_BYTES + 1), f"found {MAX_BYTES + 1:,} bytes"),
+        (b"a: 2001-99-99\n", "can't be read as YAML"),
         (b"", "empty"),
     ],
 )
