@@ -1,5 +1,6 @@
 """Curves of a run, drawn from the rows of its `metrics.jsonl` alone."""
 
+import io
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -104,8 +105,11 @@ def draw_train_stats(history: History, folder: Path) -> tuple[Path, ...]:
     for suffix, canvas in (("pdf", FigureCanvasPdf), ("png", FigureCanvasAgg)):
         path = folder / f"train_stats.{suffix}"
         part = folder / f".train_stats-{os.getpid()}.{suffix}"
+        # In memory: on a full disk matplotlib's PDF fails again while it cleans up, with an error of its own.
+        drawing = io.BytesIO()
+        canvas(figure).print_figure(drawing, format=suffix, dpi=110)
         try:
-            canvas(figure).print_figure(part, format=suffix, dpi=110)
+            part.write_bytes(drawing.getvalue())
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
