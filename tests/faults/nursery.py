@@ -6,11 +6,19 @@
         assert run.wait() == -9
         print(run.err)
 
-The forking process runs with one thread and without the test run's shape checks. A child is what the command is: its
-own process group, its own output files, the exit code that the command ends with.
+The forking process runs with one thread and without the test run's shape checks. Before the first fork it has imported
+what a training imports, and made the schema; nothing that a run changes is touched there: no random state, no handler
+of a signal or of logging. A child is what the command is: its own process group, its own output files, the exit code
+that the command ends with. Two things differ, and both can be asked for as they are:
+
+- curves are not drawn (`draws=True`), which takes longer than a tiny run;
+- with `composes_once`, children whose words differ in exp_dir alone share what Hydra composed (see `composed.py`).
+
+For training runs see `run_kit.py`.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -22,9 +30,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from unittest import mock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = {"nerf_runner": "nerf_trainer.experiment", "nerf_visualizer": "nerf_trainer.visualize"}
+LATE = (
+    "hydra._internal.logging_config",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_pdf",
+    "matplotlib.figure",
+    "numpy.ctypeslib",
+    "omegaconf._impl",
+    "rich._emoji_codes",
+    "torch._dynamo",
+    "torch.profiler._cupti_monitor",
+)
+"""Modules that a training imports only when it needs them."""
 
 
 @dataclass
@@ -95,13 +116,38 @@ class Nursery:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, *words: str, command: str = "nerf_runner", cwd: Path | None = None, **environment: str) -> Child:
-        """Fork a process of a command with these words."""
+    def start(
+        self,
+        *words: str,
+        command: str = "nerf_runner",
+        cwd: Path | None = None,
+        composes_once: bool = False,
+        draws: bool = False,
+        **environment: str,
+    ) -> Child:
+        """Fork a process of a command with these words.
+
+        Args:
+            words: the command line after the command's name.
+            command: one of COMMANDS.
+            cwd: the working directory; else the nursery's folder.
+            composes_once: take what Hydra composed for the same words, but for exp_dir, where there was such a child.
+            draws: draw curves, as users have it.
+            environment: added to that of the test.
+        """
         folder = self._folder / str(self._n)
         folder.mkdir()
         self._n += 1
-        question = {"command": command, "words": words, "output": str(folder), "environment": environment}
-        answer = self.ask({**question, "cwd": str(cwd or self._folder.parent)})
+        question = {
+            "command": command,
+            "words": words,
+            "output": str(folder),
+            "environment": environment,
+            "cwd": str(cwd or self._folder.parent),
+            "compositions": str(self._folder) if composes_once else None,
+            "draws": draws,
+        }
+        answer = self.ask(question)
         return Child(answer["pid"], folder, self)
 
     def run(self, *words: str, timeout: float = 60.0, **options: Any) -> Child:
@@ -133,6 +179,12 @@ def _become(question: dict[str, Any]) -> None:
         os.chdir(question["cwd"])
         os.environ.update(question["environment"])
         sys.argv = [question["command"], *question["words"]]
+        if not question["draws"]:
+            mock.patch("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ()).start()
+        if question["compositions"] is not None:
+            from tests.faults.composed import Composition
+
+            Composition(Path(question["compositions"]), sys.argv).use()
         try:
             importlib.import_module(COMMANDS[question["command"]]).main()
             code = 0
@@ -157,12 +209,26 @@ def _poll(pid: int, ended: dict[int, int]) -> int | None:
     return ended.get(pid)
 
 
+def _make_ready() -> None:
+    """What every command would find or make anew: the schema, as `config.defaults` keeps it, and Hydra's plug-ins."""
+    from hydra.core.plugins import Plugins
+
+    from nerf_trainer.config import defaults
+    from nerf_trainer.experiment import Experiment
+
+    defaults(Experiment)
+    Plugins.instance()
+    gc.collect()
+    gc.freeze()  # a child's collections need not walk through, and so copy, what is there before it
+
+
 def _serve(modules: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    for module in modules:
+    for module in (*modules, *LATE, "tests.faults.composed"):
         importlib.import_module(module)
+    _make_ready()
     ended: dict[int, int] = {}
     for line in sys.stdin:
         question = json.loads(line)

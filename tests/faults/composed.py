@@ -1,0 +1,80 @@
+"""A command line that Hydra composes once, for many processes of a command that differ in exp_dir alone.
+
+Hydra takes most of the time of a training of a few steps. The first process of a command line, which composes it as
+ever, leaves here what was composed; those after it take it from there, and run all else of the command as it is:
+plug-ins, shorthands, building, the run, errors and exit codes.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
+from omegaconf import DictConfig, OmegaConf
+
+from nerf_trainer import launch
+from nerf_trainer.config import prune
+
+_FOLDER = "exp_dir="
+_OF_HYDRA = ("mode", "job_logging", "verbose", "overrides")
+"""What of Hydra's own configuration a job is run by."""
+
+
+class Composition:
+    """What Hydra made, or is to make, of a command line.
+
+    Args:
+        folder: where compositions are left, the same for all processes.
+        words: the command's name and its words.
+    """
+
+    def __init__(self, folder: Path, words: list[str]) -> None:
+        self._words = words
+        key = "\0".join(word for word in words if not word.startswith(_FOLDER))
+        self._file = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.yaml"
+
+    def use(self) -> None:
+        """Let the command of this process take it, or else leave it for others."""
+        if self._file.exists():
+            self._take()
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        run_job = launch._run_job
+
+        def leaving(command: Any, cfg: DictConfig, overrides: list[str]) -> None:
+            chosen = {name: HydraConfig.get()[name] for name in _OF_HYDRA}
+            whole = {"task": prune(cfg), "hydra": chosen}
+            text = "\n".join(OmegaConf.to_yaml({name: node}) for name, node in whole.items())
+            part = self._file.with_suffix(f".{id(self)}.part")
+            part.write_text(text)
+            part.rename(self._file)
+            run_job(command, cfg, overrides)
+
+        mock.patch.object(launch, "_run_job", leaving).start()
+
+    def _take(self) -> None:
+        left = OmegaConf.load(self._file)
+        folders = [word for word in self._words if word.startswith(_FOLDER)]
+        if folders:
+            left.task.exp_dir = folders[-1].removeprefix(_FOLDER)
+        others = [word for word in left.hydra.overrides.task if not word.startswith(_FOLDER)]
+        left.hydra.overrides.task = [*others, *folders]
+
+        def main(**options: object) -> Any:
+            return lambda job: lambda: _run(job, left)
+
+        mock.patch.object(hydra, "main", main).start()
+        for name in ("_named_plugins", "_store_default_config", "_store_hydra_defaults"):
+            mock.patch.object(launch, name, lambda *arguments: []).start()
+
+
+def _run(job: Any, left: DictConfig) -> None:
+    """As Hydra does it: the logging, its own configuration, the job."""
+    configure_log(left.hydra.job_logging, left.hydra.verbose)
+    HydraConfig.instance().cfg = OmegaConf.create({"hydra": left.hydra})  # type: ignore[assignment]
+    job(left.task)
