@@ -32,11 +32,11 @@ from nerf_trainer.training.model_factory import ModelFactoryBase, learns
 from nerf_trainer.training.optimizer_factory import OptimizerFactoryBase
 from nerf_trainer.training.progress import Display
 from nerf_trainer.training.run_config import OnConflict
+from nerf_trainer.training.run_lock import exclusive
 from nerf_trainer.training.runtime import (
     Precision,
     Runtime,
     StatusFile,
-    exclusive,
     leave_ranks,
     make_run_folder,
     seed_everything,

@@ -34,7 +34,8 @@ from nerf_trainer.training import run_config, world_frame
 from nerf_trainer.training.checkpoint import CheckpointState, CheckpointStore
 from nerf_trainer.training.model_factory import ModelFactoryBase
 from nerf_trainer.training.run_config import OnConflict
-from nerf_trainer.training.runtime import exclusive, make_run_folder, seed_everything
+from nerf_trainer.training.run_lock import exclusive
+from nerf_trainer.training.runtime import make_run_folder, seed_everything
 
 _HELP = """\
 nerf_model: models of other projects in runs of this one

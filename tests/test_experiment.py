@@ -21,7 +21,8 @@ from nerf_trainer.training.model_factory import ImplicitronModelFactory, ModelFa
 from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory
 from nerf_trainer.training.progress import Display
 from nerf_trainer.training.run_config import OnConflict
-from nerf_trainer.training.runtime import Runtime, StatusFile, exclusive, seed_everything
+from nerf_trainer.training.run_lock import exclusive
+from nerf_trainer.training.runtime import Runtime, StatusFile, seed_everything
 from tests.training import tiny_run
 
 LOOP = "training_loop_ImplicitronTrainingLoop_args"

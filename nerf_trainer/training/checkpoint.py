@@ -24,7 +24,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from nerf_trainer.errors import CheckpointError, StorageError, UserError
+from nerf_trainer.errors import MAX_LINE, CheckpointError, StorageError, UserError
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.training import checkpoint_files as files
 from nerf_trainer.training import packing
@@ -54,25 +54,34 @@ class CheckpointStore:
 
     # --- finding -------------------------------------------------------------------------------------------------
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self, fall_back: bool = True) -> Checkpoint | None:
         """The valid checkpoint of the highest step, or None where there is no checkpoint at all.
 
         A bad one is passed over with a warning that says why.
 
+        Args:
+            fall_back: whether an older one may stand in for the newest where that is bad.
+
         Raises:
-            CheckpointError: there are checkpoints and all are bad.
+            CheckpointError: there are checkpoints and all are bad, or the newest is and shall not be passed over.
         """
         reasons = []
         for path in self._candidates():
             try:
                 return Checkpoint.open(path)
             except CheckpointError as error:
+                if not fall_back:
+                    raise CheckpointError(
+                        f"{error}; expected the newest checkpoint to be whole, as force_resume=True takes no other; "
+                        "restore it, or set force_resume=False to go on from an older one"
+                    ) from None
                 reasons.append(self._reason(error))
                 self._report(path, error)
         if reasons:
+            room = MAX_LINE - 150 - len(str(self.folder))
             raise CheckpointError(
-                f"{self.folder}: no valid checkpoint; expected at least one to resume from: restore one, or set "
-                f"resume=False to start anew; found {'; '.join(reasons)}"
+                f"{self.folder}: no valid checkpoint ({_listed(reasons, room)}); expected one to resume from; "
+                "restore one, or set resume=False to start anew"
             )
         return None
 
@@ -120,8 +129,8 @@ class CheckpointStore:
             ) from None
 
     def _reason(self, error: CheckpointError) -> str:
-        """The error's message, for a line that names the folder already."""
-        return str(error).replace(f"{self.folder}{os.sep}", "")
+        """The error's message, for a line that names the folder and says already that it is bad."""
+        return str(error).replace(f"{self.folder}{os.sep}", "").partition("; the ")[0]
 
     def _report(self, path: Path, error: CheckpointError) -> None:
         if path not in self._reported:
@@ -311,6 +320,12 @@ class CheckpointStore:
             ) from error
         logger.info("moved %d checkpoints of more than %d steps into %s", len(newer), step, target)
         return target
+
+
+def _listed(reasons: list[str], room: int) -> str:
+    """As many of them as there is room for, at least one; the log has a line on each."""
+    n = 1 + sum(len("; ".join(reasons[: i + 1])) <= room for i in range(1, len(reasons)))
+    return "; ".join(reasons[:n]) + (f"; and {len(reasons) - n} more" if n < len(reasons) else "")
 
 
 def _in_step(phases: Iterable[Callable[[], None]], barrier: Callable[[], None]) -> Exception | None:

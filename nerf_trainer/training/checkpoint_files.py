@@ -159,11 +159,8 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     try:
         data = path.read_bytes()
-        content = parse_json(data)
-        digest = content.pop("sha256")
+        content = _proven(path, data)
         version = content["schema_version"]
-        if hashlib.sha256(json_bytes(content)).hexdigest() != digest:
-            raise CheckpointError(f"{path}: sha256 mismatch; the file is damaged")
         if version != _SCHEMA_VERSION:
             raise CheckpointError(f"{path}: format version {version}; this program reads version {_SCHEMA_VERSION}")
         check_types(content, _MANIFEST_TYPES)
@@ -186,6 +183,19 @@ def read_manifest(directory: Path) -> Manifest:
         if _MEMBER.fullmatch(name) is None:
             raise CheckpointError(f"{path}: lists {name!r}, which is no file of a checkpoint")
     return manifest
+
+
+def _proven(path: Path, data: bytes) -> dict[str, Any]:
+    """What a manifest's file says, without its digest, which has to be that of the rest; what is no JSON has none."""
+    try:
+        content = parse_json(data)
+        digest = content.pop("sha256")
+        proven = hashlib.sha256(json_bytes(content)).hexdigest() == digest
+    except (ValueError, TypeError, KeyError, RecursionError):
+        proven, content = False, {}
+    if not proven:
+        raise CheckpointError(f"{path}: sha256 mismatch; the file is damaged")
+    return content
 
 
 def parse_json(data: bytes) -> dict[str, Any]:

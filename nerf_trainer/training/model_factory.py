@@ -52,7 +52,7 @@ class ImplicitronModelFactory(ModelFactoryBase):
     resume_epoch: int = -1
     """Resume with what was known at the end of this epoch (from 0); -1: the newest checkpoint."""
     force_resume: bool = False
-    """Whether having no checkpoint to resume is an error."""
+    """Whether having no checkpoint to resume is an error, and a damaged newest one too: no older one is taken then."""
 
     def __call__(
         self, exp_dir: Path, store: CheckpointStore, eval_only: bool, is_main: bool = True
@@ -86,7 +86,7 @@ class ImplicitronModelFactory(ModelFactoryBase):
             return None
         if self.resume_epoch >= 0:
             return store.at_epoch(self.resume_epoch + 1)
-        checkpoint = store.latest()
+        checkpoint = store.latest(fall_back=not self.force_resume)
         if checkpoint is None and eval_only:
             raise CheckpointError(
                 f"no checkpoint in {exp_dir}; expected one to evaluate; train first or point exp_dir to a trained run"

@@ -4,13 +4,10 @@ Devices, precision and distributed processes are Accelerate's; a process on its 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import random
 import resource
-import socket
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nerf_trainer.errors import CheckpointError, ConfigError, StorageError
+from nerf_trainer.errors import ConfigError, StorageError
 from nerf_trainer.ops.backend import Kernels, choose_kernels, has_triton, is_interpreted, uses_triton
 from nerf_trainer.randomness import derive_seed
 
@@ -270,32 +267,6 @@ def make_run_folder(path: str | Path) -> Path:
             "set exp_dir to one"
         ) from error
     return folder
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the run's folder for this process; the system lets go of it when the process ends, however that is.
-
-    Raises:
-        CheckpointError: another process has it.
-    """
-    with open(folder / ".lock", "a+b", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().decode(errors="replace").strip() or "another process"
-            raise CheckpointError(
-                f"exp_dir: {folder} is in use by {holder}; wait until it ends, stop it, or set another exp_dir"
-            ) from error
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name too
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                file.truncate(0)
 
 
 class StatusFile:

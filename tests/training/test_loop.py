@@ -7,27 +7,12 @@ import signal
 import pytest
 import torch
 
-from nerf_trainer.config import Factory
 from nerf_trainer.errors import CheckpointError, DivergenceError
-from nerf_trainer.experiment import Experiment
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.interruption import RunStoppedError
-from nerf_trainer.training.loop import ImplicitronTrainingLoop
-from nerf_trainer.training.model_factory import ImplicitronModelFactory
-from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory
 from tests.training.run_records import StopAfter, final, logged
-from tests.training.tiny_run import TinyEvaluator, TinyModel, TinySource
-
-
-def experiment(folder, model=None, source=None, optimizer=None, factory=None, **loop):
-    settings = {"max_epochs": 3, "metric_print_interval": 3, **loop}
-    return Experiment(
-        exp_dir=str(folder),
-        data_source=TinySource(**(source or {})),
-        model_factory=ImplicitronModelFactory(model=Factory.of(TinyModel, **(model or {})), **(factory or {})),
-        optimizer_factory=ImplicitronOptimizerFactory(**{"lr": 0.05, **(optimizer or {})}),
-        training_loop=ImplicitronTrainingLoop(evaluator=TinyEvaluator(), **settings),
-    )
+from tests.training.tiny_experiment import experiment
+from tests.training.tiny_run import TinyModel
 
 
 @pytest.fixture(autouse=True)
@@ -252,14 +237,6 @@ def test_dead_starts_end_after_three_restarts(tmp_path, monkeypatch, capsys):
     assert out.count("beginning anew with seed") == 3
     assert out.count("training goes on as it is") == 1
     assert result.step == 12
-
-
-def test_second_run_in_the_folder_is_refused(tmp_path):
-    from nerf_trainer.training.runtime import exclusive
-
-    with exclusive(tmp_path), pytest.raises(CheckpointError, match=f"in use by process {os.getpid()}"):
-        experiment(tmp_path).run()
-    experiment(tmp_path).run()
 
 
 def test_disk_that_refuses_twice_costs_two_checkpoints(tmp_path, monkeypatch, capsys):

@@ -1,16 +1,13 @@
 import json
-import os
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from nerf_trainer.errors import CheckpointError, ConfigError, StorageError
+from nerf_trainer.errors import ConfigError, StorageError
 from nerf_trainer.ops.backend import Kernels, chosen_kernels
-from nerf_trainer.training.runtime import Precision, Runtime, StatusFile, exclusive, make_run_folder, seed_everything
+from nerf_trainer.training.runtime import Precision, Runtime, StatusFile, make_run_folder, seed_everything
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [(Precision.tf32, True), (Precision.fp32, False)])
@@ -63,27 +60,6 @@ def test_file_in_the_folders_place_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="exp_dir") as error:
         make_run_folder(tmp_path / "run")
     assert error.value.exit_code == 6
-
-
-def test_lock_names_its_holder_and_is_let_go(tmp_path):
-    with exclusive(tmp_path), pytest.raises(CheckpointError, match=f"process {os.getpid()} on"), exclusive(tmp_path):
-        raise AssertionError("two processes have the folder")
-    with exclusive(tmp_path):
-        pass
-    assert (tmp_path / ".lock").read_text() == ""
-
-
-def test_lock_of_a_killed_process_is_free(tmp_path):
-    program = (
-        "import fcntl, os, signal, sys\n"
-        f"file = open({str(tmp_path / '.lock')!r}, 'a+')\n"
-        "fcntl.flock(file, fcntl.LOCK_EX)\n"
-        "file.write('process 1 on elsewhere'); file.flush()\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=False)
-    with exclusive(tmp_path):
-        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 
 
 def test_status_is_replaced_as_a_whole(tmp_path):
