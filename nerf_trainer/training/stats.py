@@ -25,7 +25,7 @@ from nerf_trainer.visualization.plots import History, draw_train_stats
 MAX_SKIPPED_IN_A_ROW = 10
 """Steps with values that are not finite, one after another, that end a run."""
 
-_SECONDS_BETWEEN_PLOTS = 300.0
+SECONDS_BETWEEN_PLOTS = 300.0
 
 OPACITY = "opacity of the step's rays"
 FOREGROUND = "foreground of the step's targets"
@@ -266,7 +266,7 @@ class Statistics:
         Returns:
             A notice when they can't be written for the first time.
         """
-        if self._folder is None or (due_only and time.monotonic() - self._drawn < _SECONDS_BETWEEN_PLOTS):
+        if self._folder is None or (due_only and time.monotonic() - self._drawn < SECONDS_BETWEEN_PLOTS):
             return None
         self._drawn = time.monotonic()
         try:
