@@ -65,10 +65,15 @@ def unknown_name(value: Any, problem: str, options: Iterable[Any]) -> str:
 
 def options_text(names: Sequence[str]) -> str:
     """``A, B``, long lists cut: ``A, B, ... (7 in all)``."""
+    return cut_list(names, 100)
+
+
+def cut_list(names: Sequence[str], room: int) -> str:
+    """As `options_text`, in about `room` characters."""
     listed = ", ".join(names)
-    if len(listed) <= 100:
+    if len(listed) <= room:
         return listed
-    fitting = sum(len(", ".join(names[: i + 1])) <= 80 for i in range(len(names)))
+    fitting = sum(len(", ".join(names[: i + 1])) <= room - 20 for i in range(len(names)))
     return f"{', '.join(names[: max(1, fitting)])}, ... ({len(names)} in all)"
 
 

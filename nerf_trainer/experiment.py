@@ -213,6 +213,7 @@ class Experiment(Configurable):
             display=display,
             config_sha256=run_config.digest(text) if text is not None else "",
             preview=self.training_loop.preview(folder, display.note) if runtime.is_main else None,
+            begins_by=self.model_factory.begins_by,
         )
         return run, datasets
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from nerf_trainer.errors import CheckpointError
+from nerf_trainer.errors import CheckpointError, keyed_line
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.training import checkpoint_files as files
 from nerf_trainer.training import packing
@@ -145,7 +145,7 @@ def _located(path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(keyed_line(str(path), str(error))) from None
 
 
 def _check_groups(content: dict[str, Any]) -> None:

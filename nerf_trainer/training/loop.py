@@ -348,7 +348,8 @@ class _Training:
     def _stop(self) -> NoReturn:
         saved = self._session.save() if self._loop.store_checkpoints else None
         self._draw_last()
-        kept = "a checkpoint is saved; the same command continues" if saved else "no checkpoint was saved"
+        command = f"command without {self._run.begins_by}" if self._run.begins_by else "command"
+        kept = f"a checkpoint is saved; the same {command} continues" if saved else "no checkpoint was saved"
         raise self._signals.error(f"stopped by {self._signals.name} after step {self._session.step}; {kept}")
 
 

@@ -38,6 +38,11 @@ class ModelFactoryBase(ReplaceableBase):
             ConfigError: the model is to be trained and has nothing to learn.
         """
 
+    @property
+    def begins_by(self) -> str:
+        """Name of the option that lets a run begin elsewhere than where it stopped; empty where none does."""
+        return "" if self.resume else "resume"
+
     @abstractmethod
     def new_model(self) -> ImplicitronModelBase:
         """A model on the CPU whose weights are drawn now, from torch's global generator."""
@@ -71,6 +76,11 @@ class ImplicitronModelFactory(ModelFactoryBase):
         elif is_main:
             store.abandon_after(-1)
         return model, checkpoint
+
+    @property
+    def begins_by(self) -> str:
+        """See the base class."""
+        return "resume_epoch" if self.resume and self.resume_epoch >= 0 else super().begins_by
 
     def new_model(self) -> ImplicitronModelBase:
         """See the base class."""

@@ -5,6 +5,7 @@ Everything packed is contiguous, on the CPU and free of aliases, as safetensors 
 
 import json
 import random
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nerf_trainer.errors import CheckpointError, DivergenceError, shown
+from nerf_trainer.errors import CheckpointError, DivergenceError, cut_list, shown
 from nerf_trainer.randomness import RandomStream
 
 JsonDict = dict[str, Any]
@@ -88,23 +89,24 @@ def unpack_model(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mappi
     try:
         model.load_state_dict(full, strict=True)
     except RuntimeError as error:
-        listed = "; ".join(_shortened(line.strip()) for line in str(error).splitlines()[1:] if line.strip())
         raise CheckpointError(
-            f"the weights don't fit {type(model).__name__}; expected the model that was trained (use the run's own "
-            f"configuration or another exp_dir): {listed or error}"
+            f"the weights don't fit {type(model).__name__}: {_differences(str(error)) or error}; expected those of the "
+            "same model: use the run's own configuration or another exp_dir"
         ) from None
 
 
-def _shortened(line: str) -> str:
-    """A line of torch's complaint about a state dict, in fewer words."""
-    for long, short in (
-        ("Missing key(s) in state_dict: ", "missing "),
-        ("Unexpected key(s) in state_dict: ", "unexpected "),
-        ("copying a param with shape torch.Size(", "("),
-        (") from checkpoint, the shape in current model is torch.Size(", ") in the checkpoint, ("),
-    ):
-        line = line.replace(long, short)
-    return line.rstrip(". ") + (" in the model" if "in the checkpoint, (" in line else "")
+def _differences(complaint: str) -> str:
+    """What torch complains of in a state dict, in fewer words: long lists are cut."""
+    missing = re.findall(r'"([^"]+)"', "".join(re.findall(r"Missing key\(s\) in state_dict: (.*)", complaint)))
+    unexpected = re.findall(r'"([^"]+)"', "".join(re.findall(r"Unexpected key\(s\) in state_dict: (.*)", complaint)))
+    shapes = re.findall(r"size mismatch for (\S+): .*?torch.Size\((.*?)\) .*?torch.Size\((.*?)\)", complaint)
+    lists = {"missing": missing, "unexpected": unexpected}
+    parts = [f"{said} {cut_list(names, 80)}" for said, names in lists.items() if names]
+    if shapes:
+        name, stored, wanted = shapes[0]
+        others = f" and {len(shapes) - 1} more" if len(shapes) > 1 else ""
+        parts.append(f"size mismatch for {name} ({stored} in the checkpoint, {wanted} in the model){others}")
+    return "; ".join(parts)
 
 
 # --- optimizer ---------------------------------------------------------------------------------------------------
@@ -176,10 +178,10 @@ def _match_names(saved: set[str], present: set[str]) -> None:
     if saved == present:
         return
     parts = [("only in the checkpoint", saved - present), ("only in this run", present - saved)]
-    listed = "; ".join(f"{where}: {', '.join(sorted(names))}" for where, names in parts if names)
+    listed = "; ".join(f"{where}: {cut_list(sorted(names), 80)}" for where, names in parts if names)
     raise CheckpointError(
-        "the optimizer's parameters differ from the checkpoint's; expected the same ones (use the run's own "
-        f"configuration or another exp_dir): {listed}"
+        f"the optimizer's parameters differ from the checkpoint's ({listed}); expected the same ones: use the run's "
+        "own configuration or another exp_dir"
     )
 
 

@@ -24,7 +24,7 @@ _FREE = re.compile(
     r"(^|\.)(exp_dir|plugins|rank_timeout|on_conflict|eval_only|max_epochs|test_when_finished|resume|resume_epoch|force_resume"
     r"|detect_anomaly|capture_step|kernels|test_interval|validation_interval|metric_print_interval|visualize_interval|visdom_\w+"
     r"|store_checkpoints\w*|checkpoint_interval|checkpoint_seconds|evaluator_\w+|num_workers|chunk_size_grid|hydra"
-    r"|tqdm_trigger_threshold|lpips_\w+)(\.|$)"
+    r"|tqdm_trigger_threshold|lpips_\w+|log_vars|max_megapixels|allow_external)(\.|$)"
 )
 """Keys that change no step of a training: how long, how often something is said or saved, and how it is evaluated."""
 

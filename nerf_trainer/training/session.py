@@ -80,6 +80,8 @@ class TrainingRun:
     """Digest of the configuration, saved with checkpoints."""
     preview: Preview | None = None
     """A live view of the run."""
+    begins_by: str = ""
+    """Name of the option that said where to begin, if one did: the same command would begin there again."""
 
 
 class Session:

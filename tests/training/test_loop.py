@@ -171,18 +171,6 @@ def test_checkpoints_that_are_kept(tmp_path):
     assert kept == ["step-00000012", "step-00000016", "step-00000020"]
 
 
-def test_resume_from_an_older_epoch_moves_newer_checkpoints_aside(tmp_path):
-    experiment(tmp_path, store_checkpoints_purge=0).run()
-    before = logged(tmp_path)
-    experiment(tmp_path, store_checkpoints_purge=0, factory={"resume_epoch": 0}).run()
-    assert sorted(p.name for p in (tmp_path / "checkpoints" / "abandoned-1").iterdir()) == [
-        "metrics.jsonl",
-        "step-00000008",
-        "step-00000012",
-    ]
-    assert logged(tmp_path) == before
-
-
 def test_sigint_ends_with_130(tmp_path, monkeypatch):
     StopAfter(monkeypatch, 2, signal.SIGINT)
     with pytest.raises(RunStoppedError) as stopped:
@@ -283,15 +271,6 @@ def test_full_disk_costs_the_log_and_is_said_once(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(Session, "take_step", full_from_the_first_step)
     assert experiment(tmp_path, source={"has_val": False}).run().step == 12
     assert capsys.readouterr().out.count("could not be written (No space left on device); training goes on") == 1
-
-
-@pytest.mark.parametrize("factory", [{"resume": False}, {"resume_epoch": 0}])
-def test_the_log_moves_aside_with_the_checkpoints(tmp_path, factory):
-    experiment(tmp_path, store_checkpoints_purge=0).run()
-    before = (tmp_path / "metrics.jsonl").read_bytes()
-    experiment(tmp_path, store_checkpoints_purge=0, factory=factory).run()
-    assert (tmp_path / "checkpoints" / "abandoned-1" / "metrics.jsonl").read_bytes() == before
-    assert len(logged(tmp_path)) == len(before.splitlines())
 
 
 def test_dead_start_is_seen_though_the_log_has_a_line_an_epoch(tmp_path, monkeypatch, capsys):
