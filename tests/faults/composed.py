@@ -11,16 +11,31 @@ from typing import Any
 from unittest import mock
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
-from nerf_trainer import launch
-from nerf_trainer.config import prune
+from nerf_trainer import config, launch
+from nerf_trainer.config import Configurable, defaults, prune, schema
+from nerf_trainer.experiment import Experiment
 
 _FOLDER = "exp_dir="
 _OF_HYDRA = ("mode", "job_logging", "verbose", "overrides")
 """What of Hydra's own configuration a job is run by."""
+_spare: dict[type, DictConfig] = {}
+"""The defaults by schema, a copy for each child, for that takes as long as several training steps."""
+
+
+def make_ready() -> None:
+    """Make, before there are processes of the command, what each of them would make."""
+    _spare[schema(Experiment)] = defaults(Experiment)
+    Plugins.instance()
+
+
+def _defaults(cls: type[Configurable]) -> DictConfig:
+    return _spare.pop(schema(cls), None) or defaults(cls)
 
 
 class Composition:
@@ -58,7 +73,7 @@ class Composition:
         mock.patch.object(launch, "_run_job", leaving).start()
 
     def _take(self) -> None:
-        left = OmegaConf.load(self._file)
+        left = OmegaConf.create(yaml.load(self._file.read_text(), Loader=yaml.CSafeLoader))  # ten times as fast as ours
         folders = [word for word in self._words if word.startswith(_FOLDER)]
         if folders:
             left.task.exp_dir = folders[-1].removeprefix(_FOLDER)
@@ -71,6 +86,7 @@ class Composition:
         mock.patch.object(hydra, "main", main).start()
         for name in ("_named_plugins", "_store_default_config", "_store_hydra_defaults"):
             mock.patch.object(launch, name, lambda *arguments: []).start()
+        mock.patch.object(config, "defaults", _defaults).start()
 
 
 def _run(job: Any, left: DictConfig) -> None:

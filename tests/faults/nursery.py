@@ -86,7 +86,7 @@ class Child:
             if time.monotonic() > until:
                 self.kill()
                 raise TimeoutError(f"process {self.pid} did not end within {timeout:g} s; stderr: {self.err[-2000:]}")
-            time.sleep(0.005)
+            time.sleep(0.01)
         assert self.code is not None
         return self.code
 
@@ -209,26 +209,15 @@ def _poll(pid: int, ended: dict[int, int]) -> int | None:
     return ended.get(pid)
 
 
-def _make_ready() -> None:
-    """What every command would find or make anew: the schema, as `config.defaults` keeps it, and Hydra's plug-ins."""
-    from hydra.core.plugins import Plugins
-
-    from nerf_trainer.config import defaults
-    from nerf_trainer.experiment import Experiment
-
-    defaults(Experiment)
-    Plugins.instance()
-    gc.collect()
-    gc.freeze()  # a child's collections need not walk through, and so copy, what is there before it
-
-
 def _serve(modules: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    for module in (*modules, *LATE, "tests.faults.composed"):
+    for module in (*modules, *LATE):
         importlib.import_module(module)
-    _make_ready()
+    importlib.import_module("tests.faults.composed").make_ready()
+    gc.collect()
+    gc.freeze()  # a child's collections need not walk through, and so copy, what is there before it
     ended: dict[int, int] = {}
     for line in sys.stdin:
         question = json.loads(line)
