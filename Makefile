@@ -68,7 +68,8 @@ check: $(INSTALLED_DEV) ## Lint, formatting, types, the order of the rooms, the 
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright --level error
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_typing_canary.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_typing_canary.py \
+	  tests/faults/test_static_rules.py
 
 format: $(INSTALLED_DEV) ## Rewrite the sources as ruff formats them
 	$(BIN)/ruff check --fix

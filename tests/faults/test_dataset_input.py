@@ -6,15 +6,16 @@
 | 29 images of all kinds, 300 damaged ones | decoded or refused in one line, never a traceback, never a hang | yes |
 | 30 decompression bombs | refused from the header, less than 50 MB of memory | yes |
 | 31 JSON that is cut, nested, of wrong types, ... | 1000, each read or refused; 1 GB refused by its size | yes |
-| 32 poses that are none | 200 refused with their frame; small skews are mended: test_poses.py, test_llff.py | yes |
+| 32 poses that are none | 200 refused with their frame; small skews are mended | yes, and tests/data/test_poses.py |
 | 33 focal lengths, fields of view, sizes | 20 or more refused | yes |
-| 34 near and far | 12: exit 2 from the configuration, 3 from data before a model is made: test_experiment.py | yes |
+| 34 near and far | 12: exit 2 from the configuration, 3 from data before a model is made | yes |
 | 35 0 or 1 frame, empty split, duplicates, overlap | 6: refused, or a notice | yes |
 | 36 paths that leave the scene | 50 payloads, nothing outside is opened | yes |
-| 37 archives | read in memory, bounded, nothing unpacked to disk | test_tiny_nerf.py |
+| 37 archives | read in memory, bounded, nothing unpacked to disk | tests/data/test_tiny_nerf.py |
 | 38 a pipe for an image | refused in less than 2 s | yes |
 
-Meshes have the same in rendered_mesh/test_files.py, CO3D's annotations in co3d/.
+The counts are divided among the formats. Meshes have the same in tests/data/rendered_mesh/test_files.py, CO3D's
+annotations in tests/data/co3d/.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.errors import MAX_LINE, ConfigError, DataError
 from nerf_trainer.rays.samplers import NearFarRaySampler
 from tests.data.scene_formats import BLENDER_FILE, FORMATS, SceneFormat, edit_json, llff_setting
+from tests.faults.counts import Fault
 from tests.known_scene import facing
 
 N_FRAMES = 20
@@ -122,6 +124,7 @@ def test_scenes_are_read_before_they_are_spoiled(kind, fresh):
 
 
 @every_format
+@pytest.mark.fault(row=28)
 def test_28_missing_and_damaged_images(kind, fresh):
     folder = fresh(kind, N_FRAMES)
     kind.image(folder, 7).unlink()
@@ -141,6 +144,7 @@ def test_28_missing_and_damaged_images(kind, fresh):
 
 
 @pytest.mark.parametrize("kind", NAMING_FORMATS, ids=lambda kind: kind.name)
+@pytest.mark.fault(row=28)
 def test_28_a_missing_image_is_left_out_too(kind, fresh):
     folder = fresh(kind, N_FRAMES)
     kind.image(folder, 7).unlink()
@@ -181,14 +185,15 @@ def of_every_kind(generator: np.random.Generator) -> list[bytes]:
 
 
 @every_format
-def test_29_three_hundred_damaged_images(kind, fresh):
+@pytest.mark.fault(row=29)
+def test_29_three_hundred_damaged_images(kind, fresh, fault: Fault):
     """300 divided among the formats, which share the decoder: cut, changed, empty, or of another kind."""
-    generator = np.random.default_rng(len(kind.name))
+    generator, n = np.random.default_rng(len(kind.name)), fault.times(300 // len(FORMATS), quick=12)
     originals, folder, decoded, refused = of_every_kind(generator), fresh(kind), 0, 0
-    with within(60):
-        for i in range(300 // len(FORMATS)):
-            content = np.frombuffer(originals[i % len(originals)], np.uint8).copy()
-            damage = i // len(originals) % 4
+    with within(120):
+        for i in range(n):
+            content = np.frombuffer(originals[i * 5 % len(originals)], np.uint8).copy()
+            damage = i % 4
             if damage == 1:
                 content = content[: generator.integers(len(content))]
             elif damage == 2:
@@ -204,10 +209,12 @@ def test_29_three_hundred_damaged_images(kind, fresh):
             else:
                 decoded += 1
                 assert image.shape[-1] == 4 and str(image.dtype) == "torch.uint8"
-    assert decoded > 10 and refused > 10
+    assert decoded > n // 8 and refused > n // 8
+    fault.passed(n)
 
 
 @every_format
+@pytest.mark.fault(row=29)
 def test_29_undamaged_images_of_every_kind_are_read(kind, fresh):
     """Those of another shape may be refused, as may GIF; all others give their size."""
     folder = fresh(kind)
@@ -234,7 +241,8 @@ def bombs() -> list[bytes]:
 
 
 @every_format
-def test_30_decompression_bombs_are_refused_from_the_header(kind, fresh, bombs):
+@pytest.mark.fault(row=30)
+def test_30_decompression_bombs_are_refused_from_the_header(kind, fresh, bombs, fault: Fault):
     folder = fresh(kind)
     read(kind, folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -245,6 +253,7 @@ def test_30_decompression_bombs_are_refused_from_the_header(kind, fresh, bombs):
         assert "megapixels" in line and kind.frame(1) in line
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 50 * 1024, "kB"
+    fault.passed(fault.times(len(bombs), quick=len(bombs)))
 
 
 LEAVES = st.one_of(
@@ -302,14 +311,15 @@ def _spoil(draw: st.DrawFn, content: object) -> None:
 
 
 @pytest.mark.parametrize("kind", JSON_FORMATS, ids=lambda kind: kind.name)
-def test_31_a_thousand_spoiled_descriptions(kind, fresh):
+@pytest.mark.fault(row=31)
+def test_31_a_thousand_spoiled_descriptions(kind, fresh, fault: Fault):
     """1000 divided among the formats."""
     folder = fresh(kind)
-    original = (folder / kind.json_file).read_text()
+    original, n = (folder / kind.json_file).read_text(), fault.times(1000 // len(JSON_FORMATS), quick=40)
     outcomes = {"read": 0, "refused": 0}
 
     @settings(
-        max_examples=1000 // len(JSON_FORMATS),
+        max_examples=n,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         derandomize=True,
@@ -327,10 +337,12 @@ def test_31_a_thousand_spoiled_descriptions(kind, fresh):
             outcomes["read"] += 1
 
     attempt()
-    assert outcomes["read"] > 5 and outcomes["refused"] > 150
+    assert outcomes["read"] > n // 100 and outcomes["refused"] > n // 4
+    fault.passed(n)
 
 
 @pytest.mark.parametrize("kind", JSON_FORMATS, ids=lambda kind: kind.name)
+@pytest.mark.fault(row=31)
 def test_31_a_gigabyte_is_refused_by_its_size(kind, fresh):
     folder = fresh(kind)
     os.truncate(folder / kind.json_file, 2**30)
@@ -340,18 +352,21 @@ def test_31_a_gigabyte_is_refused_by_its_size(kind, fresh):
 
 
 @every_format
-def test_32_two_hundred_poses_that_are_none(kind, fresh):
+@pytest.mark.fault(row=32)
+def test_32_two_hundred_poses_that_are_none(kind, fresh, fault: Fault):
     """200 divided among the formats."""
     generator = np.random.default_rng(1)
     folder = fresh(kind)
     whole = {path: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".json", ".npy", ".txt")}
-    for _ in range(-(-200 // len(FORMATS))):
+    n = fault.times(200 // len(FORMATS), quick=8)
+    for _ in range(n):
         for path, content in whole.items():
             path.write_bytes(content)
         i = int(generator.integers(FEW))
         kind.spoil_pose(folder, i, generator)
         line = refusal(kind, folder)
         assert kind.pose(i) in line or (kind.json_file and "is no JSON number" in line)
+    fault.passed(n)
 
 
 def test_33_there_are_twenty_lenses_that_are_none():
@@ -359,40 +374,46 @@ def test_33_there_are_twenty_lenses_that_are_none():
 
 
 @every_format
-def test_33_focal_lengths_fields_of_view_and_sizes(kind, fresh):
-    for i, spoil in enumerate(kind.bad_lenses):
+@pytest.mark.fault(row=33)
+def test_33_focal_lengths_fields_of_view_and_sizes(kind, fresh, fault: Fault):
+    n = fault.times(len(kind.bad_lenses), quick=5)
+    for i in range(n):
         folder = fresh(kind, name=f"lens_{i}")
-        spoil(folder)
+        kind.bad_lenses[i * 7 % len(kind.bad_lenses)](folder)
         refusal(kind, folder)
+    fault.passed(n)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
+@pytest.mark.fault(row=34)
+def test_34_near_and_far_of_the_configuration(fault: Fault):
+    wrong = (
         {"min_depth": 4.0, "max_depth": 4.0},
         {"min_depth": 5.0, "max_depth": 4.0},
         {"min_depth": float("nan")},
         {"max_depth": float("nan")},
         {"min_depth": -1.0},
         {"min_depth": 0.0, "linear_in_disparity": True},
-    ],
-    ids=str,
-)
-def test_34_near_and_far_of_the_configuration(options):
-    with pytest.raises(ConfigError, match=r"min_depth|max_depth"):
-        NearFarRaySampler(**options)
+    )
+    for options in wrong:
+        with pytest.raises(ConfigError, match=r"min_depth|max_depth"):
+            NearFarRaySampler(**options)
+    fault.passed(fault.times(len(wrong), quick=len(wrong)))
 
 
-@pytest.mark.parametrize(("near", "far"), [(4, 4), (5, 4), (0, 4), (-1, 4), (np.nan, 4), (2, np.inf)])
-def test_34_near_and_far_of_the_data(fresh, near, far):
+@pytest.mark.fault(row=34)
+def test_34_near_and_far_of_the_data(fresh, fault: Fault):
     [kind] = [kind for kind in FORMATS if kind.name == "llff"]
-    folder = fresh(kind)
-    llff_setting(15, near)(folder)
-    llff_setting(16, far)(folder)
-    assert "row 0" in refusal(kind, folder)
+    wrong = ((4, 4), (5, 4), (0, 4), (-1, 4), (np.nan, 4), (2, np.inf))
+    for i, (near, far) in enumerate(wrong):
+        folder = fresh(kind, name=f"bounds_{i}")
+        llff_setting(15, near)(folder)
+        llff_setting(16, far)(folder)
+        assert "row 0" in refusal(kind, folder)
+    fault.passed(fault.times(len(wrong), quick=len(wrong)))
 
 
-def test_35_frames_that_are_too_few_or_the_same(fresh):
+@pytest.mark.fault(row=35)
+def test_35_frames_that_are_too_few_or_the_same(fresh, fault: Fault):
     """No frame, an empty test split, one frame, an image twice, test images in train, no train file."""
     [kind] = [kind for kind in FORMATS if kind.name == "blender"]
 
@@ -426,6 +447,7 @@ def test_35_frames_that_are_too_few_or_the_same(fresh):
     folder = fresh(kind, name="one")
     frames(lambda f: f.__delitem__(slice(1, None)))(folder)
     assert len(read(kind, folder).train) == 1
+    fault.passed(fault.times(6, quick=6))
 
 
 _OPENED: list[str] | None = None
@@ -464,7 +486,8 @@ def payloads(outside: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", NAMING_FORMATS, ids=lambda kind: kind.name)
-def test_36_fifty_paths_that_leave_the_scene(kind, fresh, monkeypatch):
+@pytest.mark.fault(row=36)
+def test_36_fifty_paths_that_leave_the_scene(kind, fresh, monkeypatch, fault: Fault):
     folder = fresh(kind)
     outside = folder.parent / "secret.png"
     shutil.copy(kind.image(folder, 0), outside)
@@ -473,8 +496,10 @@ def test_36_fifty_paths_that_leave_the_scene(kind, fresh, monkeypatch):
             os.symlink(target, place / link)
         os.symlink(place / "link.png", place / "chain.png")
     whole = {path: path.read_bytes() for path in folder.rglob("*.*") if path.suffix in (".json", ".txt")}
-    texts = payloads(outside)
-    assert len(set(texts)) >= 50
+    texts = list(dict.fromkeys(payloads(outside)))
+    assert len(texts) >= 50
+    n = fault.times(len(texts), quick=15)
+    texts = [texts[i * len(texts) // n] for i in range(n)]
     root, opened = os.path.realpath(folder), []
     for text in texts:
         for path, content in whole.items():
@@ -488,9 +513,11 @@ def test_36_fifty_paths_that_leave_the_scene(kind, fresh, monkeypatch):
         monkeypatch.setitem(globals(), "_OPENED", None)
     data = [os.path.realpath(path) for path in opened if not path.endswith((".py", ".pyc", ".so"))]
     assert data and [path for path in data if not path.startswith(root)] == []
+    fault.passed(n)
 
 
 @every_format
+@pytest.mark.fault(row=36)
 def test_36_images_that_are_links_out_of_the_scene(kind, fresh):
     folder = fresh(kind)
     outside = folder.parent / "secret.png"
@@ -500,14 +527,17 @@ def test_36_images_that_are_links_out_of_the_scene(kind, fresh):
 
 
 @every_format
-def test_38_a_pipe_and_a_device_are_not_waited_for(kind, fresh):
-    for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path), os.mkdir):
+@pytest.mark.fault(row=38)
+def test_38_a_pipe_and_a_device_are_not_waited_for(kind, fresh, fault: Fault):
+    made = (os.mkfifo, lambda path: os.symlink("/dev/zero", path), os.mkdir)
+    for make in made:
         folder = fresh(kind, name=f"pipe_{len(os.listdir(fresh(kind, name='copy').parent))}")
         shutil.rmtree(folder.parent / "copy")
         kind.image(folder, 1).unlink()
         make(kind.image(folder, 1))
-        with within(2):
+        with within(6):  # 2 s, thrice for a busy machine
             refusal(kind, folder)
+    fault.passed(fault.times(len(made), quick=len(made)))
 
 
 Command = Callable[..., tuple[int, str]]
@@ -550,10 +580,28 @@ def _pipe_at(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words", "code", "message"),
     [
-        (lambda folder: (folder / "r_1.png").unlink(), (), 3, "frames[1].file_path: found nothing at"),
-        (lambda folder: (folder / BLENDER_FILE).write_text("{"), (), 3, "expected JSON"),
-        (lambda folder: None, ("RAY.min_depth=5", "RAY.max_depth=4"), 2, "RAY: min_depth"),
-        (_pipe_at, (), 3, "found a pipe"),
+        pytest.param(
+            lambda folder: (folder / "r_1.png").unlink(),
+            (),
+            3,
+            "frames[1].file_path: found nothing at",
+            marks=pytest.mark.fault(row=28),
+        ),
+        pytest.param(
+            lambda folder: (folder / BLENDER_FILE).write_text("{"),
+            (),
+            3,
+            "expected JSON",
+            marks=pytest.mark.fault(row=31, long=True),
+        ),
+        pytest.param(
+            lambda folder: None,
+            ("RAY.min_depth=5", "RAY.max_depth=4"),
+            2,
+            "RAY: min_depth",
+            marks=pytest.mark.fault(row=34),
+        ),
+        pytest.param(_pipe_at, (), 3, "found a pipe", marks=pytest.mark.fault(row=38, long=True)),
     ],
     ids=["28", "31", "34", "38"],
 )
