@@ -39,6 +39,7 @@ from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unkno
 from nerf_trainer.override_words import as_typed, with_quoted_names
 from nerf_trainer.plugins import import_plugins, make_importable
 from nerf_trainer.recipes import DEFAULT_CONFIG, configs_folder, recipe_names
+from nerf_trainer.stopping import FIRST_OF_SIGNALS, InterruptingSignals, StoppedError
 
 SHORTHANDS: Mapping[str, str] = {
     "eval_only": "training_loop",
@@ -111,7 +112,8 @@ def run_hydra(
     watch_config_files()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors in its own way and exits with 1
     try:
-        _compose_and_run(command)
+        with InterruptingSignals():
+            _compose_and_run(command)
     except UserError as error:
         if os.environ.get("NERF_TRAINER_DEBUG") == "1":
             raise
@@ -119,9 +121,9 @@ def run_hydra(
             unchosen = has_recipes and args.config_name is None and "(missing)" in str(error)
             print(f"error: {error}{'; or choose a recipe: --config-name' if unchosen else ''}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("error: interrupted before there was anything to save", file=sys.stderr)
-        sys.exit(130)
+    except StoppedError as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        sys.exit(stop.exit_code)
 
 
 def _compose_and_run(command: _Command) -> None:
@@ -139,12 +141,16 @@ def _compose_and_run(command: _Command) -> None:
     told: dict[str, int] = {}
 
     def job(cfg: DictConfig) -> None:
-        overrides = as_typed(HydraConfig.get().overrides.task, command.args.overrides)
+        # Interpolations stay as they were typed: what they stand for may be a secret, and words are said and kept.
+        words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        overrides = as_typed(map(str, words), command.args.overrides)  # type: ignore[arg-type]
         swept = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             _run_job(command, cfg, overrides)
         except UserError as error:
             # A sweep goes on when a job raises, and must not when one exits.
+            if swept and error.exit_code > FIRST_OF_SIGNALS:
+                raise StoppedError(str(error), error.exit_code) from error
             if swept:
                 number = int(HydraConfig.get().job.num)
                 first = told.setdefault(str(error), number)

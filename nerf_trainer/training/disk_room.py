@@ -1,5 +1,5 @@
-"""Whether the disk has room for a run's checkpoints, asked before the first step: a long training that meets a full disk
-at its end is a training lost."""
+"""Whether the disk has room for a run's checkpoints, asked before the first step: a long training that meets a full
+disk at its end is a training lost."""
 
 import shutil
 from pathlib import Path

@@ -1,112 +1,27 @@
 """Live pictures: what a server gets, and that no server can hold up a run."""
 
 import base64
-import contextlib
-import hashlib
 import io
-import json
-import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from nerf_trainer.config import Factory
 from nerf_trainer.errors import ConfigError
-from nerf_trainer.experiment import Experiment
 from nerf_trainer.models.base import Predictions, Targets
 from nerf_trainer.renderers.base import RendererOutput
 from nerf_trainer.training.loop import ImplicitronTrainingLoop
-from nerf_trainer.training.model_factory import ImplicitronModelFactory
 from nerf_trainer.training.session import Preview
 from nerf_trainer.visualization import visdom
 from nerf_trainer.visualization.flyaround import pictures
 from nerf_trainer.visualization.plots import History, Line
 from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview, default_port
-from tests.training.tiny_run import TinyEvaluator, TinyModel, TinySource
+from tests.visualization.visdom_servers import blackhole, dying, failing, refusing, server, tarpit, train
 
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-
-
-@contextlib.contextmanager
-def server(status=200):
-    """A server that takes what it is sent; yields its port and the list of (path, message)."""
-    got = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            got.append((self.path, json.loads(body)))
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(b"window")
-
-        def log_message(self, *args):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield http.server_address[1], got
-    finally:
-        http.shutdown()
-        http.server_close()
-
-
-@contextlib.contextmanager
-def tarpit():
-    """A socket that accepts, and never answers; yields its port."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
-        yield listening.getsockname()[1]
-
-
-@contextlib.contextmanager
-def blackhole():
-    """A port whose queue of connections is full, so that nobody answers a new one; yields it."""
-    with contextlib.ExitStack() as sockets:
-        listening = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):
-            waiting = sockets.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listening.getsockname())
-        yield listening.getsockname()[1]
-
-
-@contextlib.contextmanager
-def failing():
-    """A server that answers 500 to everything; yields its port."""
-    with server(status=500) as (port, _):
-        yield port
-
-
-@contextlib.contextmanager
-def dying():
-    """A server that takes one window and is gone; yields its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve_one():
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(1 << 20)
-                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\nwindow")
-            listening.close()
-
-        thread = threading.Thread(target=serve_one, daemon=True)
-        thread.start()
-        yield listening.getsockname()[1]
-
-
-@contextlib.contextmanager
-def refusing():
-    """A port where nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]
 
 
 def client(port, **settings):
@@ -388,21 +303,6 @@ def no_drawing(monkeypatch):
     monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
 
 
-def train(folder, port, **settings):
-    """A small training; the digest of its weights."""
-    loop = ImplicitronTrainingLoop(
-        evaluator=TinyEvaluator(), metric_print_interval=2, visdom_port=port, **{"max_epochs": 2, **settings}
-    )
-    Experiment(
-        exp_dir=str(folder),
-        data_source=TinySource(),
-        model_factory=ImplicitronModelFactory(model=Factory.of(TinyModel)),
-        training_loop=loop,
-    ).run()
-    (newest,) = sorted(folder.glob("checkpoints/step-*"))[-1:]
-    return hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()
-
-
 @pytest.mark.parametrize("interval", [0, 3])
 def test_a_training_shows_its_curves_whether_or_not_pictures_are_asked_for(tmp_path, interval):
     with server() as (port, got):
@@ -427,20 +327,6 @@ def test_an_empty_address_shows_nothing(tmp_path):
     with server() as (port, got):
         train(tmp_path, port, visdom_server="")
     assert got == []
-
-
-@pytest.fixture(scope="module")
-def weights_without(tmp_path_factory):
-    """Of a training that shows nothing."""
-    return train(tmp_path_factory.mktemp("without"), 1, visdom_server="")
-
-
-@pytest.mark.parametrize("kind", [refusing, blackhole, tarpit, failing, dying])
-def test_no_server_changes_a_training(tmp_path, monkeypatch, capsys, kind, weights_without):
-    monkeypatch.setattr(visdom, "TIMEOUT_SECONDS", 0.3)
-    with kind() as port:
-        assert train(tmp_path / "with", port, visualize_interval=1) == weights_without
-    assert capsys.readouterr().out.count("no live previews") <= 1
 
 
 def test_a_server_that_nobody_asked_for_is_not_missed(tmp_path, monkeypatch, capsys):

@@ -9,14 +9,11 @@ import json
 import os
 import socket
 import stat
-import subprocess
 import sys
 import tarfile
 import time
 import urllib.error
 import urllib.request
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,17 +23,12 @@ from nerf_trainer.errors import ConfigError, StorageError
 from nerf_trainer.experiment import main as nerf_runner
 from nerf_trainer.visualization import visdom_server
 from nerf_trainer.visualization.visdom import VisdomClient
-from nerf_trainer.visualization.visdom_server import PAGE_FILES, from_npm, main, put_in_place, server_command
+from nerf_trainer.visualization.visdom_server import PAGE_FILES, from_npm, main, put_in_place
 from tests.browser_kit import find_browser, opened
+from tests.visualization.visdom_servers import free_port, real_server
 
 BLOCK = (255, 0, 160)
 """A colour that neither the page nor a rendering has."""
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 # The files of the page.
@@ -190,29 +182,8 @@ def test_a_missing_visdom_is_told(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The port of a real server."""
-    if importlib.util.find_spec("visdom") is None:
-        pytest.skip("visdom is not installed: pip install 'nerf_trainer[visdom]'")
-    static, found = visdom_server.static_folder(), version("visdom")
-    if found not in PAGE_FILES or any(not (static / file.target).is_file() for file in PAGE_FILES[found]):
-        pytest.skip("the files of visdom's page are not in place: make visdom-assets")
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    with open(folder / "log", "wb") as log:
-        command = server_command(port, str(folder / "environments"))
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-    try:
-        end = time.monotonic() + 120.0
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10.0) as answer:
-                    assert answer.status == 200
-                break
-            except (ConnectionError, urllib.error.URLError):
-                assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text()
-                time.sleep(0.2)
+    with real_server(tmp_path_factory.mktemp("server")) as port:
         yield port
-    finally:
-        process.terminate()
-        process.wait(30.0)
 
 
 def asked(port, question, **what):
@@ -264,17 +235,6 @@ def wait_for_window(port, env, window):
 def picture_of(window):
     encoded = window["content"]["src"].split(",")[1]
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
-
-
-@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc/net/tcp")
-def test_the_server_listens_on_this_machine_alone(server):
-    listening = []
-    for table in ("tcp", "tcp6"):
-        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
-            address, state = line.split()[1], line.split()[3]
-            if state == "0A" and int(address.split(":")[1], 16) == server:
-                listening.append(address.split(":")[0])
-    assert listening == ["0100007F"]
 
 
 def test_the_panes_of_a_training_are_on_the_server(server, trained):
