@@ -5,13 +5,14 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 from nerf_trainer.config import ReplaceableBase, choice, registry
-from nerf_trainer.errors import CheckpointError, ConfigError, DataError
+from nerf_trainer.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from nerf_trainer.evaluation.evaluator import EvaluatorBase
 from nerf_trainer.training.dead_start import MAX_RESTARTS
 from nerf_trainer.training.disk_room import room_notice
@@ -23,6 +24,9 @@ from nerf_trainer.training.session import Preview, Session, TrainingRun
 from nerf_trainer.training.split_evaluation import SplitEvaluation, was_tested
 from nerf_trainer.training.stats import FOREGROUND, OPACITY, Means, Statistics, blamed
 from nerf_trainer.visualization.visdom import VisdomClient, VisdomPreview, default_port
+
+MAX_SKIPPED_IN_A_ROW = 10
+"""Steps with values that are not finite, one after another, after which training goes back or ends."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class TrainingLoopBase(ReplaceableBase):
 
         Raises:
             RunStoppedError: a signal asked to stop; a checkpoint was saved.
-            DivergenceError: losses or gradients were not finite for too long.
+            DivergenceError: losses or gradients were not finite for too long, after going back to a checkpoint too.
         """
 
     @property
@@ -112,6 +116,8 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
     """Batches that an optimizer step takes the mean gradient of."""
     metric_print_interval: int = 5
     """Steps whose metrics are averaged into one line of the log, and read back from the device together."""
+    halve_rate_on_divergence: bool = False
+    """Halve all learning rates when training goes back to a checkpoint, as steps were not finite for too long."""
     detect_dead_start: bool = True
     """Start anew with the next seed when the first 1,000 steps render nothing where something should be."""
     visualize_interval: int = 1000
@@ -245,8 +251,9 @@ class _Training:
     def _epoch(self) -> None:
         """One epoch, or what is left of it, and what is due at its end."""
         loop, session = self._loop, self._session
-        if not self._steps():
-            session.start_over()
+        go_back = self._steps()
+        if go_back is not None:
+            go_back()
             return
         epoch, last = session.epoch, session.epoch + 1 == loop.max_epochs
         with self._stats.paused():
@@ -271,16 +278,16 @@ class _Training:
         """Whether the last checkpoint is old enough by the first rank's clock."""
         return self._run.runtime.main_decides(time.monotonic() - self._saved_at >= self._loop.checkpoint_seconds)
 
-    def _steps(self) -> bool:
-        """The steps that are left of an epoch; false when the start is dead and training has to begin anew."""
+    def _steps(self) -> Callable[[], None] | None:
+        """The steps that are left of an epoch; what to do first where training can't go on from them."""
         loop, session = self._loop, self._session
         session.model.train()
         n = loop.gradient_accumulation_steps
         batches = self._train.steps(session.epoch, session.step_in_epoch * n)
         while group := list(itertools.islice(batches, n)):
             session.take_step(group, self._n_steps)
-            if self._report_is_due() and self._report():
-                return False
+            if self._report_is_due() and (go_back := self._report()) is not None:
+                return go_back
             if self._previews.is_due(session.step):
                 with self._stats.paused():
                     self._previews.pictures(session, group[-1])
@@ -289,7 +296,7 @@ class _Training:
             if loop.checkpoint_interval > 0 and session.step % loop.checkpoint_interval == 0:
                 with self._stats.paused():
                     self._save()
-        return not (self._stats.n_unread > 0 and self._report())
+        return self._report() if self._stats.n_unread > 0 else None
 
     def _report_is_due(self) -> bool:
         """At intervals; and where these are long, while a dead start can still be seen."""
@@ -298,8 +305,9 @@ class _Training:
             return True
         return session.step < loop.metric_print_interval and session.dead_start.is_last_look(session.step)
 
-    def _report(self) -> bool:
-        """Read and show what was summed; true when the start is dead."""
+    def _report(self) -> Callable[[], None] | None:
+        """Read and show what was summed; how to go back where the start is dead, or steps have not been finite for too
+        long."""
         run, session = self._run, self._session
         row, means, notice = self._stats.read(session.step, session.epoch, session.schedule.learning_rate)
         self._notice(notice)
@@ -310,7 +318,29 @@ class _Training:
                 f"{means.n_skipped} of {means.n_steps} steps up to step {session.step} were skipped: "
                 f"{blamed(means)} was not finite"
             )
-        return self._loop.detect_dead_start and self._is_dead(means)
+            session.write_skipped()
+        if means.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            return self._after_divergence(means)
+        return session.start_over if self._loop.detect_dead_start and self._is_dead(means) else None
+
+    def _after_divergence(self, means: Means) -> Callable[[], None]:
+        """How to go back to the newest checkpoint, which a run does once.
+
+        Raises:
+            DivergenceError: there is none, or it was done before.
+        """
+        loop, session = self._loop, self._session
+        found = f"{blamed(means)} was not finite in {means.skipped_in_a_row} steps in a row up to step {session.step}"
+        mend = "lower the learning rate, set clip_grad, or use precision=fp32; skipped_steps.jsonl names the batches"
+        if session.n_rollbacks > 0:
+            raise DivergenceError(f"{found}, again after going back to a checkpoint; {mend}")
+        checkpoint = session.newest_checkpoint()
+        if checkpoint is None:
+            raise DivergenceError(f"{found}; the weights are as they were before, but no checkpoint was saved; {mend}")
+        halved = loop.halve_rate_on_divergence
+        at = f"step {checkpoint.state.step}{', with half the learning rate' if halved else ''}"
+        self._run.display.note(f"{found}; going back to the checkpoint of {at}")
+        return partial(session.roll_back, checkpoint, 0.5 if halved else 1.0)
 
     def _is_dead(self, means: Means) -> bool:
         session = self._session

@@ -118,6 +118,11 @@ class LearningRateSchedule:
             else:
                 group["lr"] = rate * factor
 
+    def scale(self, factor: float) -> None:
+        """Multiply all base rates, from now on."""
+        self._base_rates = [rate * factor for rate in self._base_rates]
+        self._factor = None
+
     @property
     def learning_rate(self) -> float:
         """The rate of the first group, which a log shows."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerf_trainer.data.loaders import DataLoaderMap, FrameLoader
-from nerf_trainer.errors import StorageError
+from nerf_trainer.errors import CheckpointError, StorageError
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
 from nerf_trainer.randomness import random_streams, seed_streams
@@ -20,8 +20,9 @@ from nerf_trainer.training.dead_start import DeadStartDetector
 from nerf_trainer.training.optimizer_factory import OptimizerFactoryBase, carry_over_
 from nerf_trainer.training.progress import Display
 from nerf_trainer.training.runtime import Runtime, StatusFile
+from nerf_trainer.training.skipped_steps import SkippedSteps
 from nerf_trainer.training.stats import Statistics
-from nerf_trainer.training.step import TrainingStep
+from nerf_trainer.training.step import StepResult, TrainingStep
 from nerf_trainer.visualization.plots import History
 
 _MAX_FAILED_SAVES = 3
@@ -112,6 +113,9 @@ class Session:
         folder = run.exp_dir if run.runtime.is_main else None
         offset = saved.metrics_offset if saved is not None else 0
         self.stats = Statistics(run.runtime, folder, offset, run.model.log_vars)
+        self._skipped = SkippedSteps(run.runtime, run.exp_dir)
+        self.n_rollbacks = 0
+        self._rate_scale = 1.0
         scaler = run.runtime.scaler
         self._new_scaler = scaler.state_dict() if scaler is not None else None
         self._begin(run.model, saved.seed if saved is not None else run.runtime.seed)
@@ -129,7 +133,7 @@ class Session:
         self.dead_start = DeadStartDetector()
         self.step = self.epoch = self.step_in_epoch = 0
         self._step = TrainingStep(
-            self.model, self.optimizer, runtime, self._clip_grad, self._capture_step, self.stats.accumulate, self._say
+            self.model, self.optimizer, runtime, self._clip_grad, self._capture_step, self._record, self._say
         )
         self._scheduled = list(scheduled_modules(self.model))
 
@@ -138,6 +142,11 @@ class Session:
         if line not in self._said:
             self._said.add(line)
             self.run.display.line(line)
+
+    def _record(self, result: StepResult) -> None:
+        """What is kept of a step on the device; part of a captured one."""
+        self.stats.accumulate(result)
+        self._skipped.accumulate(result)
 
     def take_step(self, batches: Sequence[FrameData], n_steps: int) -> None:
         """One optimizer step, schedules first.
@@ -159,7 +168,14 @@ class Session:
         self.rasterize = result.rasterize
         self.step += 1
         self.step_in_epoch += 1
+        self._skipped.count(self.step, batches)
         self.run.status.step = self.step
+
+    def write_skipped(self) -> None:
+        """Write down which batches the skipped steps had since this was called last; all ranks call it."""
+        notice = self._skipped.write(self.run.status.last_checkpoint)
+        if notice is not None:
+            self.run.display.note(notice)
 
     def release(self) -> None:
         """Let go of what only further steps need: the memory of a captured one."""
@@ -174,11 +190,42 @@ class Session:
         self.run.runtime.barrier()
         self.release()
         self.stats.start_over(0)
+        self._skipped.forget()
         scaler = self.run.runtime.scaler
         if scaler is not None and self._new_scaler is not None:
             scaler.load_state_dict(self._new_scaler)
         self._begin(self.run.new_model(self.seed + 1), self.seed + 1)
         self.run.status.step, self.run.status.last_checkpoint = 0, None
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The newest valid checkpoint, the first rank's choice on all; None where there is none."""
+        run, found = self.run, None
+        if run.runtime.is_main:
+            try:
+                found = run.store.latest()
+            except CheckpointError as error:
+                run.display.note(str(error))
+        names = run.runtime.gather_objects([found.path.name if found is not None else None])
+        return None if names[0] is None else Checkpoint.open(run.store.folder / names[0])
+
+    def roll_back(self, checkpoint: Checkpoint, rate_scale: float = 1.0) -> None:
+        """Go on from a checkpoint of this run, as a resumed run would; the log loses what came after it.
+
+        Args:
+            rate_scale: what all learning rates are multiplied by from here on, in resumed runs too.
+        """
+        saved = checkpoint.state
+        self.release()
+        self.run.runtime.barrier()
+        self.stats.start_over(saved.metrics_offset)
+        self._skipped.forget()
+        model = self.run.new_model(saved.seed)
+        checkpoint.load_model(model)
+        self._begin(model, saved.seed)
+        self._restore(checkpoint)
+        self.n_rollbacks += 1
+        self._rate_scale *= rate_scale
+        self.schedule.scale(rate_scale)
 
     def save(self) -> Path | None:
         """Commit a checkpoint.
@@ -190,6 +237,8 @@ class Session:
             StorageError: the disk refused three times in a row.
         """
         run = self.run
+        if self.stats.n_unread:
+            self.write_skipped()
         run.runtime.agree_on_buffers(self.model)
         try:
             path = run.store.save(
@@ -218,6 +267,8 @@ class Session:
         scaler = self.run.runtime.scaler
         extra: dict[str, Any] = {
             "n_restarts": self.n_restarts,
+            "n_rollbacks": self.n_rollbacks,
+            "rate_scale": self._rate_scale,
             "dead_start": self.dead_start.state(),
             "statistics": self.stats.state(),
         }
@@ -236,6 +287,9 @@ class Session:
         runtime, state = self.run.runtime, checkpoint.state
         checkpoint.load_optimizer(self.model, self.optimizer)
         checkpoint.load_streams(dict(random_streams(self.model)), runtime.rank, runtime.world_size)
+        self.n_rollbacks = int(state.extra.get("n_rollbacks", 0))
+        self._rate_scale = float(state.extra.get("rate_scale", 1.0))
+        self.schedule.scale(self._rate_scale)
         self.schedule.load_state_dict(state.scheduler)
         if runtime.scaler is not None and state.scaler is not None:
             runtime.scaler.load_state_dict(state.scaler)

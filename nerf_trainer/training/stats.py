@@ -16,14 +16,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nerf_trainer.errors import DivergenceError
 from nerf_trainer.training.metrics_log import MetricsLog, Row, read_rows
 from nerf_trainer.training.runtime import Runtime
 from nerf_trainer.training.step import OVERFLOWS, StepResult
 from nerf_trainer.visualization.plots import History, draw_train_stats
-
-MAX_SKIPPED_IN_A_ROW = 10
-"""Steps with values that are not finite, one after another, that end a run."""
 
 SECONDS_BETWEEN_PLOTS = 300.0
 
@@ -210,9 +206,6 @@ class Statistics:
             step: optimizer steps done.
             epoch: the epoch they belong to.
             learning_rate: of the last of them.
-
-        Raises:
-            DivergenceError: too many steps in a row were not finite.
         """
         means = self._sums.read(self._runtime)
         seconds = time.perf_counter() - self._since
@@ -229,11 +222,6 @@ class Statistics:
         }
         self._start_timing()
         notice = self.write(row)
-        if means.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise DivergenceError(
-                f"{blamed(means)} was not finite in {means.skipped_in_a_row} steps in a row up to step {step}; "
-                "the weights are as they were before; lower the learning rate, set clip_grad, or use precision=fp32"
-            )
         return Reading(row, means, notice)
 
     def write(self, row: Row) -> str | None:
