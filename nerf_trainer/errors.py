@@ -47,6 +47,12 @@ class StorageError(UserError):
     exit_code = 6
 
 
+class DistributedError(UserError):
+    """Another of the processes that train together was lost, failed or is stuck."""
+
+    exit_code = 7
+
+
 def unknown_name(value: Any, problem: str, options: Iterable[Any]) -> str:
     """``'x' is not a known Y; expected one of A, B; did you mean 'A'?``, long lists cut.
 

@@ -24,6 +24,7 @@ from nerf_trainer.evaluation.evaluator import lpips_net
 from nerf_trainer.evaluation.summaries import metric_label
 from nerf_trainer.models.base import ImplicitronModelBase
 from nerf_trainer.ops.backend import Kernels
+from nerf_trainer.stopping import StoppedError, exit_on_signals
 from nerf_trainer.training import run_config, world_frame
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.interruption import RunStoppedError
@@ -31,6 +32,7 @@ from nerf_trainer.training.loop import LoopResult, TrainingLoopBase
 from nerf_trainer.training.model_factory import ModelFactoryBase, learns
 from nerf_trainer.training.optimizer_factory import OptimizerFactoryBase
 from nerf_trainer.training.progress import Display
+from nerf_trainer.training.ranks import RankWatch
 from nerf_trainer.training.run_config import OnConflict
 from nerf_trainer.training.run_lock import exclusive
 from nerf_trainer.training.runtime import (
@@ -69,6 +71,8 @@ class Experiment(Configurable):
     """fp32, tf32, bf16 or fp16."""
     kernels: Kernels = Kernels.auto
     """What fast operations run: triton (its kernels, on CUDA devices), torch, or auto, Triton's where they can run."""
+    rank_timeout: float = 600.0
+    """Seconds for which processes that train together wait for one of them that does not come, before all end."""
     plugins: tuple[str, ...] = ()
     """Modules to import before the configuration is read: what they register can be chosen."""
     on_conflict: OnConflict = OnConflict.error
@@ -87,6 +91,8 @@ class Experiment(Configurable):
     """Short for the model factory's force_resume."""
 
     def __post_init__(self) -> None:
+        if self.rank_timeout <= 0:
+            raise ConfigError(f"rank_timeout: found {self.rank_timeout:g}, expected a number of seconds above 0")
         for name, place in launch.SHORTHANDS.items():
             if (value := vars(self)[name]) is not None:
                 _set_option(vars(self)[place], name, value)
@@ -103,7 +109,21 @@ class Experiment(Configurable):
             UserError: the data, the folder, a checkpoint or the training itself is at fault.
         """
         started = time.monotonic()
-        runtime = Runtime(self.seed, self.precision, self.deterministic, self.detect_anomaly, self.kernels)
+        runtime = Runtime(
+            self.seed, self.precision, self.deterministic, self.detect_anomaly, self.kernels, self.rank_timeout
+        )
+        with RankWatch(runtime) as ranks:
+            return self._run_watched(ranks, runtime, config, words, started)
+
+    def _run_watched(
+        self,
+        ranks: RankWatch,
+        runtime: Runtime,
+        config: DictConfig | None,
+        words: Sequence[str] | None,
+        started: float,
+    ) -> LoopResult:
+        """`run`, with the processes that take part in it."""
         display = Display(runtime.is_main)
         text = run_config.to_text(config) if config is not None else None
         for notice in run_config.without_effect(config, words or ()) if config is not None else ():
@@ -116,13 +136,13 @@ class Experiment(Configurable):
                 raise CheckpointError(
                     f"exp_dir: there is no folder {folder} to evaluate; expected that of a trained run"
                 )
-            folder = make_run_folder(folder)
+            _make(folder, runtime)
         if self.training_loop.eval_only:  # may go on beside the training; results files are replaced as a whole
-            result, datasets = self._run(folder, text, runtime, display)
+            result, datasets = self._run(folder, text, runtime, display, ranks)
         else:
-            folder = make_run_folder(folder)
+            _make(folder, runtime)
             with exclusive(folder) if runtime.is_main else nullcontext():
-                result, datasets = self._run(folder, text, runtime, display)
+                result, datasets = self._run(folder, text, runtime, display, ranks)
         if result.last_rows and runtime.is_main:
             _summarize(folder, runtime, result, time.monotonic() - started)
             for line in self._next_commands(folder, words, _to_fly_around(datasets)):
@@ -146,42 +166,55 @@ class Experiment(Configurable):
             commands.append(shell_line("nerf_visualizer", [assignment("exp_dir", str(folder)), *flown, *plugins]))
         return ["next:", *(f"  {command}" for command in commands)] if commands else []
 
-    def _run(self, folder: Path, text: str | None, runtime: Runtime, display: Display) -> tuple[LoopResult, DatasetMap]:
-        """The run, and what it ran on."""
-        status = StatusFile(folder if runtime.is_main and not self.training_loop.eval_only else None)
+    def _run(
+        self, folder: Path, text: str | None, runtime: Runtime, display: Display, ranks: RankWatch
+    ) -> tuple[LoopResult, DatasetMap]:
+        """The run, and what it ran on; `status.json` says how it ended."""
+        kept = None if self.training_loop.eval_only else folder
+        status = StatusFile(kept if runtime.is_main else None)
         try:
-            run, datasets = self._prepare(folder, text, runtime, display, status)
-            if self.training_loop.is_complete(run) and run.checkpoint is not None:
-                state = run.checkpoint.state
-                display.line(
-                    f"already complete: {state.epoch} epochs, {state.step} steps in {folder}; "
-                    "raise max_epochs to train on, or set eval_only=True to evaluate"
-                )
-                return LoopResult(state.step, state.epoch), datasets
-            self._introduce(run, datasets)
-            if text is not None and run.checkpoint is not None:
-                for notice in run_config.derived_changes(folder, text):
-                    display.note(notice)
-                if self.training_loop.eval_only:
-                    for notice in run_config.other_settings(folder, text, partial(defaults, Experiment)):
-                        display.note(notice)
-            if text is not None and run.checkpoint is not None:
-                self._check_world(folder, datasets, display)
-            if text is not None and runtime.is_main and not (self.training_loop.eval_only and learns(run.model)):
-                run_config.save(folder, text)
-                world_frame.save(folder, datasets.dataset_from_world)
-            try:
-                result = self.training_loop.run(run)
-            finally:
-                if run.preview is not None:
-                    run.preview.close()
+            with ranks.explained(status, kept):
+                return self._train_or_evaluate(folder, text, runtime, display, status)
         except UserError as error:
             state = "stopped" if isinstance(error, RunStoppedError) else "failed"
             status.write(state, error.exit_code, str(error))
             raise
+        except StoppedError as stop:
+            status.write("stopped", stop.exit_code, str(stop))
+            raise
         except BaseException as error:
             status.write("failed", 1, f"{type(error).__name__}: {error}")
             raise
+
+    def _train_or_evaluate(
+        self, folder: Path, text: str | None, runtime: Runtime, display: Display, status: StatusFile
+    ) -> tuple[LoopResult, DatasetMap]:
+        """The run, and what it ran on."""
+        run, datasets = self._prepare(folder, text, runtime, display, status)
+        if self.training_loop.is_complete(run) and run.checkpoint is not None:
+            state = run.checkpoint.state
+            display.line(
+                f"already complete: {state.epoch} epochs, {state.step} steps in {folder}; "
+                "raise max_epochs to train on, or set eval_only=True to evaluate"
+            )
+            return LoopResult(state.step, state.epoch), datasets
+        self._introduce(run, datasets)
+        if text is not None and run.checkpoint is not None:
+            for notice in run_config.derived_changes(folder, text):
+                display.note(notice)
+            if self.training_loop.eval_only:
+                for notice in run_config.other_settings(folder, text, partial(defaults, Experiment)):
+                    display.note(notice)
+        if text is not None and run.checkpoint is not None:
+            self._check_world(folder, datasets, display)
+        if text is not None and runtime.is_main and not (self.training_loop.eval_only and learns(run.model)):
+            run_config.save(folder, text)
+            world_frame.save(folder, datasets.dataset_from_world)
+        try:
+            result = self.training_loop.run(run)
+        finally:
+            if run.preview is not None:
+                run.preview.close()
         status.write("done", 0)
         return result, datasets
 
@@ -260,6 +293,12 @@ class Experiment(Configurable):
         )
 
 
+def _make(folder: Path, runtime: Runtime) -> None:
+    """Make the run's folder, by the first of the processes."""
+    if runtime.is_main:
+        make_run_folder(folder)
+
+
 def _set_option(component: Configurable, name: str, value: object) -> None:
     if name not in {field.name for field in dataclasses.fields(component)}:  # type: ignore[arg-type]
         raise ConfigError(f"{name}: {type(component).__name__} has no such option; leave it out")
@@ -336,4 +375,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     main()

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nerf_trainer.errors import ConfigError, StorageError
+from nerf_trainer.errors import ConfigError, DistributedError, StorageError
 from nerf_trainer.ops.backend import Kernels, choose_kernels, has_triton, is_interpreted, uses_triton
 from nerf_trainer.randomness import derive_seed
 
@@ -50,9 +52,11 @@ class Runtime:
         deterministic: ask torch for deterministic algorithms; an operation without one is an error that names it.
         detect_anomaly: let autograd name the operation that made a NaN; slow.
         kernels: what fast ops of this process run from now on.
+        rank_timeout: seconds that this process waits for the others.
 
     Raises:
         ConfigError: fp16 without a CUDA device, or kernels that can't run here.
+        DistributedError: not all processes came.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Runtime:
         deterministic: bool = False,
         detect_anomaly: bool = False,
         kernels: Kernels = Kernels.auto,
+        rank_timeout: float = 600.0,
     ) -> None:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -73,7 +78,10 @@ class Runtime:
         torch.backends.cudnn.allow_tf32 = allow_tf32
         self.seed = seed
         self.precision = precision
-        self.accelerator = _accelerator(precision)
+        self.rank_timeout = rank_timeout
+        self.n_meetings = 0
+        """How often this process has come to where all ranks have to be; the same on all that keep up."""
+        self.accelerator = _accelerator(precision, rank_timeout)
         _check_kernels(kernels, self.device)
         choose_kernels(kernels)
         seed_everything(seed, self.rank)
@@ -124,11 +132,13 @@ class Runtime:
         return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
 
     def without_sync(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-        """A context in which a backward keeps its gradients to this rank; with `last`, one that does nothing."""
+        """A context for a forward and its backward, which keeps its gradients to this rank; with `last` it does not."""
+        self.n_meetings += 1  # the forward may begin with the first rank's buffers
         return contextlib.nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
     def backward(self, objective: Tensor) -> None:
         """Gradients of a scalar; scaled where the precision needs it."""
+        self.n_meetings += 1
         self.accelerator.backward(objective)
 
     @property
@@ -140,6 +150,7 @@ class Runtime:
         """True where `flag` is true on every rank; stays on the device."""
         if self.world_size == 1:
             return flag
+        self.n_meetings += 1
         agreed = flag.to(torch.int32)
         torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
         return agreed.bool()
@@ -148,6 +159,7 @@ class Runtime:
         """What the first rank answers, on every rank: for what clocks and files decide, which ranks see differently."""
         if self.world_size == 1:
             return answer
+        self.n_meetings += 1
         answers = torch.tensor(answer, dtype=torch.int32, device=self.device)
         torch.distributed.broadcast(answers, src=0)
         return bool(answers)
@@ -156,6 +168,7 @@ class Runtime:
         """`values` summed over the ranks."""
         if self.world_size == 1:
             return values
+        self.n_meetings += 1
         total = values.clone()
         torch.distributed.all_reduce(total)
         return total
@@ -177,6 +190,7 @@ class Runtime:
         """Copy the first rank's tensors to the other ranks', in place."""
         if self.world_size == 1:
             return
+        self.n_meetings += 1
         kinds: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors:
             kinds.setdefault(tensor.dtype, []).append(tensor.detach())
@@ -190,12 +204,14 @@ class Runtime:
         """The items of all ranks, in the order of the ranks."""
         if self.world_size == 1:
             return list(items)
+        self.n_meetings += 1
         parts: list[list[Any]] = [[] for _ in range(self.world_size)]
         torch.distributed.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
+        self.n_meetings += 1
         self.accelerator.wait_for_everyone()
 
     @property
@@ -213,7 +229,7 @@ def leave_ranks() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _accelerator(precision: Precision) -> Accelerator:
+def _accelerator(precision: Precision, rank_timeout: float) -> Accelerator:
     mixed = precision.value if precision in (Precision.bf16, Precision.fp16) else "no"
     asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     # Without being told so, Accelerate finds no ranks that torchrun started on CPUs.
@@ -223,7 +239,16 @@ def _accelerator(precision: Precision) -> Accelerator:
     if AcceleratorState._shared_state:
         # A sweep runs its jobs in one process, and each may choose another precision.
         AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed, device_placement=False, cpu=use_cpu)
+    waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=rank_timeout))
+    try:
+        return Accelerator(mixed_precision=mixed, device_placement=False, cpu=use_cpu, kwargs_handlers=[waiting])
+    except torch.distributed.DistError as error:
+        n, place = os.environ.get("WORLD_SIZE", "all"), os.environ.get("MASTER_ADDR", "")
+        raise DistributedError(
+            f"processes: {n} were to meet at {place}:{os.environ.get('MASTER_PORT', '')} within {rank_timeout:g} s "
+            f"(rank_timeout), but not all came ({str(error).splitlines()[0][:120]}); start all of them, and give each "
+            "launch on a host a port of its own: torchrun --standalone does"
+        ) from error
 
 
 def _check_kernels(kernels: Kernels, device: torch.device) -> None:
@@ -280,9 +305,15 @@ class StatusFile:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._path = folder / "status.json" if folder is not None else None
+        self._path: Path | None = None
+        if folder is not None:
+            self.take_over(folder)
         self.step = 0
         self.last_checkpoint: str | None = None
+
+    def take_over(self, folder: Path) -> None:
+        """Write there from now on; on another rank than the first, once that one is lost."""
+        self._path = folder / "status.json"
 
     def write(self, state: str, code: int | None = None, message: str = "") -> None:
         """Write the file. A full disk is no reason to end a training: it leaves the old file."""
