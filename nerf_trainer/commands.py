@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from nerf_trainer.command_line import RUNNER_SUMMARY, bare_help
 from nerf_trainer.recipes import recipe_names
+from nerf_trainer.stopping import exit_on_signals
 
 _HELP = frozenset({"--help", "-h", "--hydra-help"})
 
@@ -19,6 +20,7 @@ def nerf_runner() -> None:
     if words in (["--help"], ["-h"]):
         print(bare_help("nerf_runner", RUNNER_SUMMARY, recipe_names()))
     elif _HELP.isdisjoint(words):
+        exit_on_signals()  # until there is something to save
         from nerf_trainer.experiment import main
 
         main()

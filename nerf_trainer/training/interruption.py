@@ -1,4 +1,7 @@
-"""Signals that ask a run to stop: it finishes its step, saves a checkpoint and ends with the signal's exit code."""
+"""Signals that ask a run to stop: it finishes its step, saves a checkpoint and ends with the signal's exit code.
+
+The end of the launcher that started it asks for the same.
+"""
 
 import os
 import signal
@@ -7,8 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from nerf_trainer.errors import UserError
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from nerf_trainer.stopping import SIGNALS, exit_code, launcher_is_gone
 
 
 class RunStoppedError(UserError):
@@ -16,24 +18,34 @@ class RunStoppedError(UserError):
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + (signal.SIGTERM if signal_number in _SIGNALS[2:] else signal_number)
+        self.exit_code = exit_code(signal_number)
 
 
 class StopSignals:
     """While entered, notes the first of SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 instead of dying from it.
+
+    That the launcher of the process is gone counts as SIGTERM, which a launcher that is told to stop may not pass on.
 
     A second SIGINT ends the process at once: what was committed before stays valid. Outside of the main thread, where
     Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
-        """The signal's number, once there was one."""
+        self._noted: int | None = None
         self._previous: dict[int, Any] = {}
+
+    @property
+    def received(self) -> int | None:
+        """The signal's number, once there was one."""
+        if self._noted is None and launcher_is_gone():
+            return signal.SIGTERM
+        return self._noted
 
     @property
     def name(self) -> str:
         """The received signal's name; where another of the processes that train together got it, words for that."""
+        if self._noted is None and launcher_is_gone():
+            return "the end of its launcher"
         return signal.Signals(self.received).name if self.received is not None else "a signal to another process"
 
     def error(self, message: str) -> RunStoppedError:
@@ -42,7 +54,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -53,10 +65,10 @@ class StopSignals:
         self._previous = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received is not None:
+        if number == signal.SIGINT and self._noted is not None:
             os._exit(130)
-        if self.received is None:
-            self.received = number
+        if self._noted is None:
+            self._noted = number
 
 
 class StopRequestedError(Exception):

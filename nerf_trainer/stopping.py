@@ -1,0 +1,119 @@
+"""What asks a command to stop: signals, and the death of the launcher that started it.
+
+A training notes a signal and saves first (see `training.interruption`). Everything before and after that has nothing to
+save, and ends at once, with the same exit codes: 130 after Ctrl-C, 143 after the others. This module imports nothing
+heavy, as it is at work before anything heavy is.
+"""
+
+import itertools
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C, the scheduler's request to end, and the two that clusters send before they take a machine back."""
+
+FIRST_OF_SIGNALS = 128
+"""Exit codes above this one say that a signal ended a command, and which."""
+
+_LAUNCHERS = frozenset(
+    {"accelerate", "accelerate-launch", "accelerate.commands.launch", "accelerate.commands.accelerate_cli"}
+    | {"torchrun", "torch.distributed.run", "torch.distributed.launch"}
+    | {"nerf_runner", "nerf_trainer.experiment"}
+)
+"""Programs without which a process that they started has no business: launchers of training processes, and sweeps."""
+
+
+def exit_code(number: int) -> int:
+    """What a command ends with that a signal stopped."""
+    return FIRST_OF_SIGNALS + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+
+class StoppedError(KeyboardInterrupt):
+    """The command ends because of a signal; like Ctrl-C this passes through what catches errors."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    @classmethod
+    def with_nothing_to_save(cls, number: int) -> "StoppedError":
+        """For a signal that comes before or after a training."""
+        return cls(f"stopped by {signal.Signals(number).name} with nothing to save", exit_code(number))
+
+
+def exit_on_signals() -> None:
+    """From now on end this process at once when a signal asks for it; for the seconds that imports take."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        os.write(2, f"error: {StoppedError.with_nothing_to_save(number)}\n".encode())
+        os._exit(exit_code(number))
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
+class InterruptingSignals:
+    """While entered, a signal raises `StoppedError` in the main thread; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._raise) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
+        if self._came:
+            os._exit(exit_code(number))
+        self._came = True
+        raise StoppedError.with_nothing_to_save(number)
+
+
+# --- the launcher --------------------------------------------------------------------------------------------------
+
+
+def program(words: list[str]) -> str:
+    """Which program a command line runs: the name of its script or module where Python runs one."""
+    if not words or not Path(words[0]).name.startswith("python"):
+        return Path(words[0]).name if words else ""
+    for flag, word in itertools.pairwise(words):
+        if flag == "-m":
+            return word
+        if not word.startswith("-"):
+            return Path(word).name
+    return ""
+
+
+def launcher() -> int | None:
+    """The process that started this one, if it is a launcher; None for shells, terminals, schedulers and services.
+
+    These may go before the command does: `nohup nerf_runner ... &` outlives its shell. Known on Linux alone.
+    """
+    parent = os.getppid()
+    try:
+        words = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    return parent if program(words) in _LAUNCHERS else None
+
+
+_LAUNCHER = launcher()
+"""Looked at as early as can be: a launcher that is gone by then can't be known any more."""
+
+
+def launcher_is_gone() -> bool:
+    """Whether a launcher started this process and has ended since, so that nobody waits for what it does."""
+    return _LAUNCHER is not None and os.getppid() != _LAUNCHER
