@@ -4,8 +4,8 @@ A checkpoint is a directory `exp_dir/checkpoints/step-00012000` that appears by 
 the directory itself have reached the disk. Discovery scans the directories and orders them by step, never by time; the
 file `latest` is a hint for people. Beside checkpoints there may stand, all ours:
 
-- `.tmp-step-*`: one that is being written, or was when the run was killed; swept at the next save;
-- `.trash-step-*`: one that is being removed; swept at the next save;
+- `.tmp-step-*`: one that is being written, or was when the run was killed; swept when the run goes on;
+- `.trash-step-*`: one that is being removed, or was; swept when the run goes on;
 - `.old-step-*`: one that gives way to another of the same step; counts until that one is there;
 - `abandoned-<n>`: a folder of checkpoints that training went back behind, with the log as it was; kept for people.
 
@@ -139,6 +139,16 @@ class CheckpointStore:
 
     # --- writing -------------------------------------------------------------------------------------------------
 
+    def sweep(self) -> None:
+        """Delete what a run that was killed left half written or half deleted.
+
+        To be called by the first process, when a training begins. What can't be deleted is left for the next save.
+        """
+        try:
+            self._delete_leftovers()
+        except OSError as error:
+            logger.warning("%s: leftovers of a killed run can't be deleted: %s", self.folder, error)
+
     def save(
         self,
         model: nn.Module,
@@ -201,13 +211,17 @@ class CheckpointStore:
     def _begin(self, partial: Path) -> None:
         """Make the folder, put right what killed runs left, make the directory to write in."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._delete_leftovers()
         for path in self._entries():
             match = DIRECTORY.fullmatch(path.name)
-            if _LEFTOVER.fullmatch(path.name):
-                _delete(path)
-            elif match and match[1] and not (self.folder / f"step-{match[2]}").exists():
+            if match and match[1] and not (self.folder / f"step-{match[2]}").exists():
                 os.rename(path, self.folder / f"step-{match[2]}")
         partial.mkdir()
+
+    def _delete_leftovers(self) -> None:
+        for path in self._entries():
+            if _LEFTOVER.fullmatch(path.name):
+                _delete(path)
 
     def _commit(
         self, partial: Path, final: Path, own: Mapping[str, bytes], world_size: int, config_sha256: str
