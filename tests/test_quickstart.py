@@ -28,7 +28,7 @@ PLACES: list[tuple[tuple[slice, ...], Callable[[Tensor], Tensor]]] = [
 
 
 def shortened(config: DictConfig) -> DictConfig:
-    """800 steps instead of 1100, most of them on the coarse grids, fewer samples a ray, four of the test views."""
+    """800 steps instead of 1000, most of them on the coarse grids, fewer samples a ray, four of the test views."""
     chosen(config, "data_source", "data_loader_map_provider").update(
         dataset_length_train=N_STEPS, dataset_length_test=4
     )
