@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import jaxtyping
-
 import tests.shape_checks
 
 if any(name == "nerf_trainer" or name.startswith("nerf_trainer.") for name in sys.modules):
     raise RuntimeError("nerf_trainer was imported before its shape checks were installed; import it from tests only")
-jaxtyping.install_import_hook("nerf_trainer", "tests.shape_checks.checked")
-sys.meta_path.insert(0, tests.shape_checks.KernelsFinder)
+tests.shape_checks.install()
 
 import pytest  # noqa: E402  (the hook comes first)
 import torch  # noqa: E402
