@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -29,6 +30,8 @@ from nerf_trainer.training import run_config, world_frame
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.interruption import RunStoppedError
 from nerf_trainer.training.loop import LoopResult, TrainingLoopBase
+from nerf_trainer.training.metrics_log import FILE_NAME as METRICS_FILE
+from nerf_trainer.training.metrics_log import Row, read_rows
 from nerf_trainer.training.model_factory import ModelFactoryBase, learns
 from nerf_trainer.training.optimizer_factory import OptimizerFactoryBase
 from nerf_trainer.training.progress import Display
@@ -177,13 +180,14 @@ class Experiment(Configurable):
                 return self._train_or_evaluate(folder, text, runtime, display, status)
         except UserError as error:
             state = "stopped" if isinstance(error, RunStoppedError) else "failed"
-            status.write(state, error.exit_code, str(error))
+            status.write(state, error.exit_code, run_config.with_variables_unread(str(error), text))
             raise
         except StoppedError as stop:
             status.write("stopped", stop.exit_code, str(stop))
             raise
         except BaseException as error:
-            status.write("failed", 1, f"{type(error).__name__}: {error}")
+            message = run_config.with_variables_unread(f"{type(error).__name__}: {error}", text)
+            status.write("failed", 1, message)
             raise
 
     def _train_or_evaluate(
@@ -343,12 +347,9 @@ def _summarize(folder: Path, runtime: Runtime, result: LoopResult, seconds: floa
         f"step {result.step}, epoch {result.epoch}; {seconds:.0f} s; peak memory {_gib(runtime.peak_memory_bytes)}"
     ]
     for split, row in result.last_rows.items():
-        shown = [name for name in row if "psnr" in name or "ssim" in name or "lpips" in name or name == "objective"]
         net = lpips_net(folder, row["step"]) if split == "test" else None
         values = "  ".join(
-            f"{metric_label(name.removeprefix('loss_'), net)} {row[name]:.4g}"
-            for name in shown
-            if row[name] is not None
+            f"{metric_label(name.removeprefix('loss_'), net)} {value:.4g}" for name, value in _scores(row).items()
         )
         lines.append(f"{split}: {values or 'no metrics'}")
     files = ("expconfig.yaml", "metrics.jsonl", "train_stats.png", "results_test.json", "checkpoints")
@@ -358,14 +359,32 @@ def _summarize(folder: Path, runtime: Runtime, result: LoopResult, seconds: floa
     Console(width=width, highlight=False).print(Panel(text, title="finished"))
 
 
+def _scores(row: Row) -> dict[str, float]:
+    """What people compare of a line of the log."""
+    kinds = ("psnr", "ssim", "lpips")
+    scores = {name: v for name, v in row.items() if name == "objective" or any(kind in name for kind in kinds)}
+    return {name: value for name, value in scores.items() if value is not None}
+
+
 def _gib(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:.2f} GiB"
 
 
-def _task(config: DictConfig, words: list[str]) -> None:
+def _task(config: DictConfig, words: list[str]) -> dict[str, Any]:
+    """Run it; the numbers that tell jobs of a sweep apart."""
     values = OmegaConf.to_container(prune(config), resolve=False)
     require_variables(values, chosen_config(words) or launch.DEFAULT_CONFIG, given_keys(words))
-    build(Experiment, config).run(config, words)
+    result = build(Experiment, config).run(config, words)
+    rows = dict(result.last_rows)
+    if not rows:  # it was complete before
+        rows = {row["split"]: row for row in read_rows(Path(config.exp_dir).expanduser() / METRICS_FILE)}
+    split = next((name for name in ("test", "val", "train") if name in rows), None)
+    numbers = (
+        {}
+        if split is None
+        else {"split": split, **{name.removeprefix("loss_"): value for name, value in _scores(rows[split]).items()}}
+    )
+    return {"step": result.step, **numbers}
 
 
 def main() -> None:
