@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nerf_trainer.ops.deterministic import running_sum
+
 
 def interval_widths(lengths: Float[Tensor, "*r S"], last: float, replicate_last: bool = False) -> Float[Tensor, "*r S"]:
     """Distances from each sample to the next; the last one's is `last`, or that of its neighbour."""
@@ -34,7 +36,7 @@ def emission_absorption_weights(
         surface_thickness: T_i leaves out this many samples up to and including i; 1 is the textbook's, with which the
             weights sum to the opacity.
     """
-    total = torch.cumsum(tau, dim=-1)
+    total = running_sum(tau, dim=-1)
     weights = -torch.expm1(-tau) * torch.exp(-shifted(total, surface_thickness))
     return weights, -torch.expm1(-total[..., -1])
 
@@ -46,7 +48,7 @@ def cumulative_weights(
 
     Each sample takes what it asks for, tau_i at most 1, or what its predecessors left, whichever is less.
     """
-    opacity = torch.cumsum(tau, dim=-1).clamp(max=1.0)
+    opacity = running_sum(tau, dim=-1).clamp(max=1.0)
     return torch.minimum(tau.clamp(max=1.0), 1.0 - shifted(opacity, surface_thickness)), opacity[..., -1]
 
 

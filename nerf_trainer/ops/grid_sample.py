@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag, grid_sample
 
+from nerf_trainer.ops.deterministic import must_be_deterministic
+
 Mode = Literal["bilinear", "nearest"]
 Padding = Literal["zeros", "border", "reflection"]
 
@@ -31,15 +33,16 @@ def interpolate_grid(
 ) -> Float[Tensor, "M C"]:
     """Values of `grid`, which has as many axes as points have coordinates, at points in local coordinates.
 
-    Linear interpolation on a CPU takes a path of its own, which uses all cores in both directions; the rest is
-    torch's. Differentiable in both arguments, once. Runs in the precision of its arguments under autocast as well.
+    Linear interpolation on a CPU takes a path of its own, which uses all cores in both directions, and adds up in the
+    same order each time, so that deterministic mode takes it on a GPU too; the rest is torch's. Differentiable in both
+    arguments, once. Runs in the precision of its arguments under autocast as well.
 
     Args:
         mode: "bilinear" is linear along every axis; "nearest" takes the nearest node.
         padding: beyond the outermost nodes the grid continues with zeros, its border, or its mirror image.
     """
-    own = grid.device.type == "cpu" and mode == "bilinear" and padding != "reflection" and min(grid.shape[:-1]) > 1
-    if own:
+    in_order = grid.device.type == "cpu" or must_be_deterministic(grid)
+    if in_order and mode == "bilinear" and padding != "reflection" and min(grid.shape[:-1]) > 1:
         first, weights = linear_corners(local, grid.shape[:-1], padding, align_corners)
         return gather_corners(grid, first, weights)
     if local.shape[1] == 1:  # torch has planes and volumes: a line is a plane with one node across
@@ -90,7 +93,7 @@ def linear_corners(
 def gather_corners(
     grid: Float[Tensor, "*nodes C"], first: Int[Tensor, "M"], weights: Float[Tensor, "M K"]
 ) -> Float[Tensor, "M C"]:
-    """Weighted sums of the corners of cells, given by their lowest corner; CPU only."""
+    """Weighted sums of the corners of cells, given by their lowest corner."""
     return _GatherCorners.apply(grid, first, weights)
 
 
@@ -115,7 +118,7 @@ class _GatherCorners(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grid: Tensor, first: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(grid, first, weights)
-        offsets = torch.tensor(_corner_offsets(grid.shape), dtype=torch.int32)
+        offsets = torch.tensor(_corner_offsets(grid.shape), dtype=torch.int32, device=grid.device)
         table = grid.reshape(-1, grid.shape[-1])
         return embedding_bag(first[:, None] + offsets, table, per_sample_weights=weights, mode="sum")
 
@@ -141,7 +144,8 @@ def _spread(grid: Tensor, first: Tensor, weights: Tensor, upstream: Tensor) -> T
     total = torch.zeros_like(grid, memory_format=torch.contiguous_format)
     table = total.view(-1, grid.shape[-1])
     if grid.shape[-1] == 1:  # a single channel's table fits the cache: adding in turn beats sorting
-        corners = first[:, None] + torch.tensor(_corner_offsets(grid.shape), dtype=torch.int32)
+        offsets = torch.tensor(_corner_offsets(grid.shape), dtype=torch.int32, device=grid.device)
+        corners = first[:, None] + offsets
         table[:, 0].scatter_add_(0, corners.flatten().long(), (weights * upstream).flatten())
         return total
     ordered, order = first.sort(stable=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nerf_trainer.ops.backend import uses_triton
-from nerf_trainer.ops.reference.hash_encode import hash_encode_reference
+from nerf_trainer.ops.deterministic import must_be_deterministic
+from nerf_trainer.ops.reference.hash_encode import hash_encode_reference, table_gradient_in_order
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def hash_encode(
     Computed in float32 (the twin: in the table's type). Under autocast the result is rounded to its type, as nothing
     but products of matrices follows. Differentiable once, in `table` and `points`; the gradient of points is computed
     only where it is asked for. On a GPU the table's gradient is a sum of atomic additions, whose order, and so whose
-    last bits, change from run to run; on a CPU it is the same each time.
+    last bits, change from run to run; on a CPU, and in deterministic mode, it is the same each time.
 
     Args:
         points: in [0, 1]; a coordinate outside is taken for the nearer of the two, without a gradient.
@@ -148,6 +149,10 @@ class _HashEncode(torch.autograd.Function):
         of_points = of_table = None
         if ctx.needs_input_grad[0]:
             of_points = points_gradient(points, table, upstream, ctx.levels, n_used)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and must_be_deterministic(table):
+            levels: HashLevels = ctx.levels
+            rows_of = (levels.resolutions, levels.starts, levels.sizes)
+            of_table = table_gradient_in_order(points, upstream, table, *rows_of, n_used)
+        elif ctx.needs_input_grad[1]:
             of_table = table_gradient(points, upstream, ctx.levels, n_used)
         return of_points, of_table, None, None, None

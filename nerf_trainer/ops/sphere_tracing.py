@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from nerf_trainer.ops.deterministic import running_sum
+
 DistanceAlongRays = Callable[[Int[Tensor, "M"], Float[Tensor, "M S"]], Float[Tensor, "M S"]]
 """Signed distances (M S) of the rays `rows` (M) at `t` (M S)."""
 
@@ -119,7 +121,7 @@ def _stepped(
     if inside.shape[0] > 0:
         # All corrections at once, of which the first that is outside counts, or the last: one call for all of them.
         halves = 0.5 ** torch.arange(n_line_steps, device=t.device, dtype=t.dtype)
-        tries = t_new[inside, None] - step[inside, None] * ((1.0 - line_search_step) * halves.cumsum(dim=0))
+        tries = t_new[inside, None] - step[inside, None] * ((1.0 - line_search_step) * running_sum(halves, dim=0))
         f_tries = distance(rows[inside], tries)
         outside = f_tries >= 0.0
         outside[:, -1] = True

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nerf_trainer.ops.deterministic import running_sum
+
 
 def spaced(
     near: Float[Tensor, "*r"], far: Float[Tensor, "*r"], n: int, in_disparity: bool = False
@@ -57,7 +59,7 @@ def sample_pdf(
         eps: added to each weight, so that a ray that met nothing is sampled evenly.
     """
     weights = weights.detach() + eps
-    cdf = torch.cumsum(weights / weights.sum(dim=-1, keepdim=True), dim=-1)
+    cdf = running_sum(weights / weights.sum(dim=-1, keepdim=True), dim=-1)
     cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf[..., :-1], torch.ones_like(cdf[..., :1])], dim=-1)
     shape = (*cdf.shape[:-1], n)
     if generator is None:

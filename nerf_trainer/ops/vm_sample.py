@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nerf_trainer.ops.backend import uses_triton
+from nerf_trainer.ops.deterministic import must_be_deterministic
 from nerf_trainer.ops.grid_sample import Mode, Padding
 from nerf_trainer.ops.reference.vm_sample import vm_components_reference
 
@@ -46,6 +47,7 @@ def vm_components(
         and mode == "bilinear"
         and padding != "reflection"
         and not local.requires_grad
+        and not must_be_deterministic(local)
         and len(factors) == 2 * len(planes)
         and all(f.dtype is torch.float32 and min(f.shape[:-1]) > 1 and f.numel() < 2**31 for f in factors)
     )

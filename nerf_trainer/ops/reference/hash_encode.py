@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
@@ -74,6 +74,35 @@ def level_corners(
     weights_z_y = [wy * wz for wz in (lower[2], upper[2]) for wy in (lower[1], upper[1])]
     weights = [wx * w for w in weights_z_y for wx in (lower[0], upper[0])]
     return torch.stack(rows, dim=-1), torch.stack(weights, dim=-1)
+
+
+def table_gradient_in_order(
+    points: Float[Tensor, "N 3"],
+    upstream: Shaped[Tensor, "N LF"],
+    table: Float[Tensor, "T F"],
+    resolutions: Sequence[int],
+    starts: Sequence[int],
+    sizes: Sequence[int],
+    n_used: Int[Tensor, ""] | None = None,
+) -> Float[Tensor, "T F"]:
+    """The table's gradient by itself, level by level, each a sum of rows that torch sorts in deterministic mode.
+
+    Args:
+        upstream: the gradient of the encoding; of points that are padding, anything.
+        table: whose gradient; its values don't matter.
+    """
+    n_features = table.shape[1]
+    coordinates = points.to(table.dtype).T.contiguous().clamp(0.0, 1.0)
+    if n_used is not None:
+        padding = (torch.arange(points.shape[0], device=points.device) >= n_used)[:, None]
+        upstream = upstream.masked_fill(padding, 0.0)
+    of_levels = upstream.to(table.dtype).unflatten(1, (len(sizes), n_features)).unbind(1)
+    gradient = torch.zeros_like(table)
+    for resolution, start, size, of_level in zip(resolutions, starts, sizes, of_levels, strict=True):
+        rows, weights = level_corners(coordinates, resolution, size)
+        spread = (weights[..., None] * of_level[:, None]).flatten(0, 1)
+        gradient[start : start + size].index_add_(0, rows.flatten().long(), spread)
+    return gradient
 
 
 class _WeightedRows(torch.autograd.Function):

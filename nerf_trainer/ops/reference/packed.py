@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from nerf_trainer.ops.deterministic import running_sum
+
 OPAQUE = 30.0
 """Optical thickness of a sample from which on more of it changes nothing: exp(-30) is 1e-13. Taken for the limit, it
 keeps sums exact that go on behind the sample."""
@@ -82,7 +84,7 @@ def before_on_ray(values: Float[Tensor, "M"], ray: Int[Tensor, "M"], first: Int[
     """The sum of the values before each sample on its ray."""
     if len(first) == 0:
         return torch.zeros_like(values)
-    sums = torch.cumsum(values, dim=0)
+    sums = running_sum(values, dim=0)
     at_first = torch.cat([sums.new_zeros(1), sums])[first.long().clamp(max=len(values))]
     return sums - values - at_first[ray]
 
