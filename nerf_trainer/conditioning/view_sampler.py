@@ -17,7 +17,7 @@ from torch.nn.functional import grid_sample, normalize
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import Configurable
 from nerf_trainer.ops.deterministic import must_be_deterministic
-from nerf_trainer.ops.grid_sample import interpolate_grid
+from nerf_trainer.ops.grid_sample import Padding, interpolate_grid
 from nerf_trainer.rays.bundle import RayBundle
 
 MIN_DEPTH = 1e-6
@@ -140,13 +140,12 @@ def _look_up(
 ) -> Float[Tensor, "N V C"]:
     """Values of each view's map; those at the border's pixel centres go on to the border and beyond where the padding
     is "border", and fall off to zeros where it is "zeros"."""
-    linear, bordered = mode == "bilinear", padding == "border"
-    if maps.requires_grad and must_be_deterministic(maps) and linear:  # torch's gradient of it changes in its last bits
+    if maps.requires_grad and mode == "bilinear" and must_be_deterministic(maps):
+        beyond: Padding = "border" if padding == "border" else "zeros"
+        grids = maps.float().permute(0, 3, 2, 1)  # x before y, channels last
         of_views = [
-            interpolate_grid(
-                view.permute(2, 1, 0).float(), places, "bilinear", "border" if bordered else "zeros", False
-            )
-            for view, places in zip(maps, local, strict=True)
+            interpolate_grid(grid, places, "bilinear", beyond, align_corners=False)
+            for grid, places in zip(grids, local, strict=True)
         ]
         return torch.stack(of_views, dim=1)
     sampled = grid_sample(maps.float(), local[:, None], mode, padding, align_corners=False)

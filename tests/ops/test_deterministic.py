@@ -78,15 +78,15 @@ def test_features_of_source_views_in_order(padding, monkeypatch):
 
 def test_what_has_no_deterministic_algorithm_is_named(only_deterministic):
     """On the CPU torch has one operation that refuses."""
-    with pytest.raises(ConfigError, match=r"deterministic: true, but put_ has no deterministic algorithm.*=false"):
-        with naming_what_is_not():
-            torch.zeros(3).put_(torch.tensor([1]), torch.ones(1))
+    message = r"deterministic: true, but put_ has no deterministic algorithm.*=false"
+    with pytest.raises(ConfigError, match=message), naming_what_is_not():
+        torch.zeros(3).put_(torch.tensor([1]), torch.ones(1))
 
 
 def test_a_choice_of_cublas_is_named(only_deterministic):
-    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG lets cuBLAS choose; expected :4096:8"):
-        with naming_what_is_not():
-            raise RuntimeError("Deterministic behavior was enabled ... set CUBLAS_WORKSPACE_CONFIG=:4096:8 ...")
+    message = "CUBLAS_WORKSPACE_CONFIG lets cuBLAS choose; expected :4096:8"
+    with pytest.raises(ConfigError, match=message), naming_what_is_not():
+        raise RuntimeError("Deterministic behavior was enabled ... set CUBLAS_WORKSPACE_CONFIG=:4096:8 ...")
 
 
 def test_other_errors_are_left_alone(only_deterministic):
