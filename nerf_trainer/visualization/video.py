@@ -81,7 +81,8 @@ class VideoWriter:
             StorageError: ffmpeg is missing or failed, and the PNG frames are left instead; or the disk refuses.
         """
         if self.n_frames == 0:
-            raise ValueError("a video needs at least one frame")
+            self.abandon()
+            raise StorageError(f"{self.path}: there is no frame to write; expected one at least")
         if self._failure is None:
             self._close()
         if self._failure is not None:

@@ -31,18 +31,6 @@ def test_values_that_are_not_finite_are_strict_json(tmp_path):
     assert (row["a"], row["b"], row["d"]) == (math.inf, -math.inf, None) and math.isnan(row["c"])
 
 
-def test_a_last_line_cut_anywhere_costs_that_line_alone(tmp_path):
-    log = MetricsLog(tmp_path)
-    for row in ROWS:
-        log.append(row)
-    whole = log.path.read_bytes()
-    last = whole[:-1].rindex(b"\n") + 1
-    for cut in range(last, len(whole)):
-        log.path.write_bytes(whole[:cut])
-        expected = ROWS if cut == len(whole) - 1 else ROWS[:-1]  # only the line's end is missing
-        assert list(read_rows(log.path)) == expected
-
-
 def test_resuming_forgets_what_came_after_the_checkpoint(tmp_path):
     log = MetricsLog(tmp_path)
     for row in ROWS[:3]:
