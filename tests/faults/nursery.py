@@ -32,6 +32,8 @@ from types import TracebackType
 from typing import Any, Self
 from unittest import mock
 
+from nerf_trainer.stopping import exit_on_signals
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = {"nerf_runner": "nerf_trainer.experiment", "nerf_visualizer": "nerf_trainer.visualize"}
 LATE = (
@@ -137,6 +139,8 @@ class Nursery:
         """
         folder = self._folder / str(self._n)
         folder.mkdir()
+        for name in ("out", "err"):
+            (folder / name).touch()
         self._n += 1
         question = {
             "command": command,
@@ -175,6 +179,7 @@ def _become(question: dict[str, Any]) -> None:
         for number, name in ((1, "out"), (2, "err")):
             file = os.open(f"{question['output']}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(file, number)
+        exit_on_signals()  # as the installed command does first of all
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(question["cwd"])
         os.environ.update(question["environment"])

@@ -22,7 +22,8 @@ N_EPOCHS, N_STEPS = 3, 4
 """Epochs, and steps of each, unless the words say otherwise."""
 
 LOOP = "training_loop_ImplicitronTrainingLoop_args"
-LOADERS = "data_source_ImplicitronDataSource_args.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
+LOADER_MAP = "data_source_ImplicitronDataSource_args.data_loader_map_provider"
+LOADERS = f"{LOADER_MAP}_ResidentDataLoaderMapProvider_args"
 MODEL = "model_factory_ImplicitronModelFactory_args.model_OverfitModel_args"
 STEPWISE = f"{LOOP}.checkpoint_interval=1"
 """Save after every step."""

@@ -1,0 +1,21 @@
+"""A plug-in for tests: writes into the file BATCH_LOG which images each training step was given."""
+
+import json
+import os
+from collections.abc import Sequence
+
+from nerf_trainer.frames import FrameData
+from nerf_trainer.training.session import Session
+
+_take_step = Session.take_step
+
+
+def _noting(session: Session, batches: Sequence[FrameData], n_steps: int) -> None:
+    if "BATCH_LOG" in os.environ:
+        paths = [path for frames in batches for path in frames.image_path]
+        with open(os.environ["BATCH_LOG"], "a") as log:
+            log.write(json.dumps([session.step + 1, paths]) + "\n")
+    _take_step(session, batches, n_steps)
+
+
+Session.take_step = _noting  # type: ignore[method-assign]
