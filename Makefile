@@ -7,6 +7,8 @@ RUN ?= runs/quickstart
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # More options for pytest: make test PYTEST_ARGS="tests/rays -x"
 PYTEST_ARGS ?=
+# A process gets tests that stand together, so that what a file's tests share is made once.
+IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # Where `make visdom` listens, on this machine alone.
 VISDOM_PORT ?= 8097
 
@@ -53,12 +55,12 @@ visdom-assets: $(INSTALLED) ## Put the scripts of visdom's page in place, from t
 	$(BIN)/python -m nerf_trainer.visualization.visdom_server --files-only
 
 test: $(INSTALLED_DEV) ## Run every test that this machine can run
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 # How much of the table of faults runs: quick, tenth or full.
 FAULTS ?= full
 test-faults: $(INSTALLED_DEV) ## Kill, starve and mislead runs as often as the table of faults asks (FAULTS=tenth: a tenth of it)
-	NERF_TRAINER_FAULTS=$(FAULTS) $(BIN)/python -m pytest -n logical --maxprocesses 8 tests/faults $(PYTEST_ARGS)
+	NERF_TRAINER_FAULTS=$(FAULTS) $(BIN)/python -m pytest $(IN_PARALLEL) tests/faults $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED_DEV) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
