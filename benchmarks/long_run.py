@@ -57,7 +57,10 @@ WORDS = (
     f"{MODEL}.raysampler_AdaptiveRaySampler_args.n_pts_per_ray_evaluation=16",
     f"{MODEL}.render_image_height=16",
     f"{MODEL}.render_image_width=16",
-    *(f"{FIELD}.{grid}.voxel_grid_FullResolutionVoxelGrid_args.resolution_changes={{0:[9,9,9],9:[9,9,9]}}" for grid in GRIDS),
+    *(
+        f"{FIELD}.{grid}.voxel_grid_FullResolutionVoxelGrid_args.resolution_changes={{0:[9,9,9],9:[9,9,9]}}"
+        for grid in GRIDS
+    ),
     f"{FIELD}.scaffold_calculating_epochs=[]",
     f"{LOOP}.checkpoint_seconds=0",
     f"{LOOP}.validation_interval=10",
@@ -179,7 +182,9 @@ def judge(samples: Sequence[dict[str, int]], epochs: int) -> dict[str, Any]:
     early = [one for one in samples if one["epoch"] <= epochs / 4]
     late = [one for one in samples if one["epoch"] > epochs / 4]
     if len(early) < 2 or len(late) < 8:
-        raise ValueError(f"{len(samples)} samples of {epochs} epochs, expected 2 early and 8 later ones: look more often")
+        raise ValueError(
+            f"{len(samples)} samples of {epochs} epochs, expected 2 early and 8 later ones: look more often"
+        )
     rss = [one["rss_bytes"] for one in late]
     growth = per_epoch(late, "rss_bytes") * 1000 / statistics.mean(rss)
     half = len(late) // 2
@@ -231,17 +236,17 @@ def draw(record: dict[str, Any]) -> Figure:
     for axes in (memory, counts, written):
         axes.axvspan(0, epochs / 4, color="#888888", alpha=0.12, lw=0)
         axes.set_xlim(0, epochs)
-        axes.set_ylim(0)
+        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc="lower right" if axes is memory else "center right")
     return figure
 
 
-def _curve(
-    axes: Axes, samples: Sequence[dict[str, int]], kind: str, unit: int, label: str, color: str
-) -> None:
-    axes.plot([one["epoch"] for one in samples], [one[kind] / unit for one in samples], label=label, color=color, lw=1.4)
+def _curve(axes: Axes, samples: Sequence[dict[str, int]], kind: str, unit: int, label: str, color: str) -> None:
+    axes.plot(
+        [one["epoch"] for one in samples], [one[kind] / unit for one in samples], label=label, color=color, lw=1.4
+    )
 
 
 def save_picture(record: dict[str, Any], path: Path) -> None:
