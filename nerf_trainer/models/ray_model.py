@@ -26,7 +26,7 @@ from nerf_trainer.randomness import RandomStream
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.rays.samplers import RaySamplerBase, RenderSamplingMode
 from nerf_trainer.renderers.base import BaseRenderer, EvaluationMode, RendererOutput, RendererSpec
-from nerf_trainer.renderers.chunking import render_in_chunks
+from nerf_trainer.renderers.chunking import MemoryLimit, render_in_chunks
 
 N_COLORS = 3
 """Channels of photographs, and of what is rendered to be compared with them."""
@@ -74,7 +74,7 @@ class RayModel(ImplicitronModelBase):
     sampling_mode_evaluation: RenderSamplingMode = RenderSamplingMode.full_grid
     """Which pixels are rendered in evaluation."""
     chunk_size_grid: int = 4096
-    """Most samples evaluated at once in evaluation; any number works."""
+    """Most samples evaluated at once in evaluation; any number works. Fewer where memory runs out."""
     n_train_target_views: int = 1
     """Views of a training batch that are rendered, from the first; 0 or less is all. Resident scenes draw from all."""
     output_rasterized_mc: bool = False
@@ -92,6 +92,7 @@ class RayModel(ImplicitronModelBase):
                 distortion="loss_distortion" in self._wanted,
             )
         )
+        self._memory_limit = MemoryLimit()
         self._background_draws = RandomStream("background")
         self._bg_color = torch.nn.Buffer(torch.tensor(self.bg_color), persistent=False)
 
@@ -277,7 +278,8 @@ class RayModel(ImplicitronModelBase):
             return self._rendered(rays, fields, mode)
         placed = 0 if rays.lengths is None else rays.lengths.shape[-1]
         per_ray = max(1, placed + self._renderer.n_samples_per_ray * (len(fields) > 1 or placed == 0))
-        return render_in_chunks(lambda part: self._rendered(part, fields, mode), rays, self.chunk_size_grid // per_ray)
+        n_rays = self.chunk_size_grid // per_ray
+        return render_in_chunks(lambda part: self._rendered(part, fields, mode), rays, n_rays, self._memory_limit)
 
     def _rendered(self, rays: RayBundle, fields: Sequence[BoundField], mode: EvaluationMode) -> RendererOutput:
         """What the renderer makes of the rays; a plug-in that returns something else is told so."""

@@ -1,26 +1,82 @@
 """Rendering many rays in pieces that fit in memory."""
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+from nerf_trainer.errors import ConfigError
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.renderers.base import RendererOutput
 
+FEWEST_RAYS = 16
+"""Fewer rays at once are not tried: what they take does not shrink any more."""
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What errors say that have no type of their own: those of the CPU's allocator, of libraries on a GPU."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class MemoryLimit:
+    """What is known of how many rays there is memory for."""
+
+    most_rays: int | None = None
+    """Rendered at once; None while there was memory for as many as were asked for."""
+
 
 def render_in_chunks(
-    render: Callable[[RayBundle], RendererOutput], ray_bundle: RayBundle, rays_per_chunk: int
+    render: Callable[[RayBundle], RendererOutput],
+    ray_bundle: RayBundle,
+    rays_per_chunk: int,
+    limit: MemoryLimit | None = None,
 ) -> RendererOutput:
     """Render a bundle of any shape in slices of at most `rays_per_chunk` rays; the output has the bundle's ray shape.
 
-    The slices have shape (1, n). Any size of chunk gives the same output, as rays do not know of each other.
+    The slices have shape (1, n). Any size of chunk gives the same output, as rays do not know of each other. So where
+    memory runs out, a slice is rendered again in halves, and what follows in slices of that size.
+
+    Args:
+        limit: what earlier calls found out, and this one does, in place.
+
+    Raises:
+        ConfigError: there is no memory for `FEWEST_RAYS`.
     """
-    flat = ray_bundle.flatten()
-    starts = range(0, flat.n_rays, max(1, rays_per_chunk))
-    pieces = [render(flat[start : start + starts.step]) for start in starts]
+    flat, limit, start = ray_bundle.flatten(), limit or MemoryLimit(), 0
+    size = max(1, rays_per_chunk if limit.most_rays is None else min(rays_per_chunk, limit.most_rays))
+    pieces: list[RendererOutput] = []
+    while start < flat.n_rays or not pieces:
+        piece = _rendered(render, flat[start : start + size])
+        if isinstance(piece, RendererOutput):
+            pieces.append(piece)
+            start += size
+            continue
+        size = min(size, flat.n_rays - start)
+        if size <= FEWEST_RAYS:
+            raise ConfigError(
+                f"chunk_size_grid: there is no memory to render even {size} rays at once ({piece}); expected room on"
+                " the device: end what else runs there, or choose fewer samples a ray or a smaller field"
+            )
+        size = limit.most_rays = max(FEWEST_RAYS, size // 2)
+        logger.warning("out of memory: rendering %d rays at once from here on; chunk_size_grid sets how many", size)
     return _join(pieces, ray_bundle.ray_shape)
+
+
+def _rendered(render: Callable[[RayBundle], RendererOutput], rays: RayBundle) -> RendererOutput | str:
+    """The rays, or in a few words how memory ran out. Nothing of the failed attempt is held when this returns."""
+    try:
+        return render(rays)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        said = str(error)
+        if type(error) is RuntimeError and not any(words in said for words in _OUT_OF_MEMORY):
+            raise
+        found = next(iter(said.splitlines()), type(error).__name__)[:120]
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return found
 
 
 def _join(pieces: Sequence[RendererOutput], ray_shape: torch.Size) -> RendererOutput:
