@@ -39,6 +39,10 @@ class StoppedError(KeyboardInterrupt):
         super().__init__(message)
         self.exit_code = exit_code
 
+    def __reduce__(self) -> "tuple[type[StoppedError], tuple[str, int]]":
+        """A job of a sweep may raise it in another process."""
+        return type(self), (str(self), self.exit_code)
+
     @classmethod
     def with_nothing_to_save(cls, number: int) -> "StoppedError":
         """For a signal that comes before or after a training."""
@@ -57,14 +61,20 @@ def exit_on_signals() -> None:
 
 
 class InterruptingSignals:
-    """While entered, a signal raises `StoppedError` in the main thread; a second one ends the process at once."""
+    """While entered, a signal raises `StoppedError` in the main thread; a second one ends the process at once.
+
+    It may be raised within somebody's code that then fails in another way as it unwinds, or that catches everything:
+    whatever error leaves the context after a signal is a `StoppedError`, and a training that begins asks `take`.
+    """
+
+    _came: int | None = None
 
     def __init__(self) -> None:
-        self._came = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            InterruptingSignals._came = None
             self._previous = {number: signal.signal(number, self._raise) for number in SIGNALS}
         return self
 
@@ -73,12 +83,21 @@ class InterruptingSignals:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        came = self.take() if self._previous else None
         self._previous = {}
+        if came is not None and error is not None and not isinstance(error, StoppedError):
+            raise StoppedError.with_nothing_to_save(came) from error
+
+    @classmethod
+    def take(cls) -> int | None:
+        """The signal that came and has ended nothing so far; it is the caller's from now on."""
+        came, cls._came = cls._came, None
+        return came
 
     def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
-        if self._came:
+        if self._came is not None:
             os._exit(exit_code(number))
-        self._came = True
+        InterruptingSignals._came = number
         raise StoppedError.with_nothing_to_save(number)
 
 

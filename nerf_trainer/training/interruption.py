@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from nerf_trainer.errors import UserError
-from nerf_trainer.stopping import SIGNALS, exit_code, launcher_is_gone
+from nerf_trainer.stopping import SIGNALS, InterruptingSignals, exit_code, launcher_is_gone
 
 
 class RunStoppedError(UserError):
@@ -19,6 +19,11 @@ class RunStoppedError(UserError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code(signal_number)
+        self.signal_number = signal_number
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, int | None]]:
+        """Jobs of a sweep may raise it in another process."""
+        return type(self), (str(self), self.signal_number)
 
 
 class StopSignals:
@@ -54,6 +59,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            self._noted = InterruptingSignals.take()
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
