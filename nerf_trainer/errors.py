@@ -15,6 +15,8 @@ class UserError(Exception):
     """Something outside the program is wrong; the message says what and how to mend it."""
 
     exit_code = 1
+    signal_number: int | None = None
+    """The signal that asked for the end, where that is no error at all."""
 
 
 class ConfigError(UserError):

@@ -140,14 +140,15 @@ class Experiment(Configurable):
                     f"exp_dir: there is no folder {folder} to evaluate; expected that of a trained run"
                 )
             _make(folder, runtime)
+        place = folder.absolute()  # plug-ins may change the working directory
         if self.training_loop.eval_only:  # may go on beside the training; results files are replaced as a whole
-            result, datasets = self._run(folder, text, runtime, display, ranks)
+            result, datasets = self._run(place, text, runtime, display, ranks)
         else:
-            _make(folder, runtime)
-            with exclusive(folder) if runtime.is_main else nullcontext():
-                result, datasets = self._run(folder, text, runtime, display, ranks)
+            _make(place, runtime)
+            with exclusive(place) if runtime.is_main else nullcontext():
+                result, datasets = self._run(place, text, runtime, display, ranks)
         if result.last_rows and runtime.is_main:
-            _summarize(folder, runtime, result, time.monotonic() - started)
+            _summarize(place, runtime, result, time.monotonic() - started)
             for line in self._next_commands(folder, words, _to_fly_around(datasets)):
                 display.line(line)
         return result
@@ -379,12 +380,9 @@ def _task(config: DictConfig, words: list[str]) -> dict[str, Any]:
     if not rows:  # it was complete before
         rows = {row["split"]: row for row in read_rows(Path(config.exp_dir).expanduser() / METRICS_FILE)}
     split = next((name for name in ("test", "val", "train") if name in rows), None)
-    numbers = (
-        {}
-        if split is None
-        else {"split": split, **{name.removeprefix("loss_"): value for name, value in _scores(rows[split]).items()}}
-    )
-    return {"step": result.step, **numbers}
+    if split is None:
+        return {"step": result.step}
+    return {"step": result.step, "split": split, **_scores(rows[split])}
 
 
 def main() -> None:
@@ -395,4 +393,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     exit_on_signals()
-    main()
+    # Jobs of a sweep that run in other processes find functions by the name of their module.
+    from nerf_trainer.experiment import main as main_as_imported
+
+    main_as_imported()

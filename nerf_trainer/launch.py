@@ -32,6 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nerf_trainer import sweeps
 from nerf_trainer.command_line import RUNNER_SUMMARY, assignment, chosen_words, help_text, without
 from nerf_trainer.config import Configurable, defaults, explain
 from nerf_trainer.config_sources import require_harmless, watch_config_files
@@ -39,7 +40,7 @@ from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unkno
 from nerf_trainer.override_words import as_typed, with_quoted_names
 from nerf_trainer.plugins import import_plugins, make_importable
 from nerf_trainer.recipes import DEFAULT_CONFIG, configs_folder, recipe_names
-from nerf_trainer.stopping import FIRST_OF_SIGNALS, InterruptingSignals, StoppedError
+from nerf_trainer.stopping import InterruptingSignals, StoppedError
 
 SHORTHANDS: Mapping[str, str] = {
     "eval_only": "training_loop",
@@ -53,8 +54,9 @@ SHORTHANDS: Mapping[str, str] = {
 
 _VERSION_BASE = "1.3"
 
-Task = Callable[[DictConfig, list[str]], None]
-"""Gets the composed configuration, untyped and unresolved, and the words of a command line that gives it again."""
+Task = Callable[[DictConfig, list[str]], Mapping[str, Any] | None]
+"""Gets the composed configuration, untyped and unresolved, and the words of a command line that gives it again; what it
+returns is shown in the table of a sweep."""
 
 
 @dataclasses.dataclass
@@ -128,7 +130,7 @@ def run_hydra(
 
 def _compose_and_run(command: _Command) -> None:
     root_class: type[Configurable] | None = None
-    require_harmless(command.args, _parsed([with_quoted_names(word) for word in command.args.overrides]))
+    require_harmless(command.args, parsed_overrides([with_quoted_names(word) for word in command.args.overrides]))
     for folder in command.config_dirs:
         if not folder.is_dir() and "://" not in str(folder):
             raise ConfigError(keyed_line(str(folder), "no such folder; expected one with your YAMLs"))
@@ -144,23 +146,17 @@ def _compose_and_run(command: _Command) -> None:
         # Interpolations stay as they were typed: what they stand for may be a secret, and words are said and kept.
         words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         overrides = as_typed(map(str, words), command.args.overrides)  # type: ignore[arg-type]
-        swept = HydraConfig.get().mode == RunMode.MULTIRUN
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            _run_swept_job(command, cfg, overrides, told)
+            return
         try:
             _run_job(command, cfg, overrides)
         except UserError as error:
-            # A sweep goes on when a job raises, and must not when one exits.
-            if swept and error.exit_code > FIRST_OF_SIGNALS:
-                raise StoppedError(str(error), error.exit_code) from error
-            if swept:
-                number = int(HydraConfig.get().job.num)
-                first = told.setdefault(str(error), number)
-                print(f"error: job {number}: {error if first == number else f'as job {first}'}", file=sys.stderr)
-                command.reported.append(error)
-                raise
             failed.append(error)
 
     try:
-        hydra.main(version_base=_VERSION_BASE, config_path=None, config_name=command.config_name)(job)()
+        with sweeps.reported():
+            hydra.main(version_base=_VERSION_BASE, config_path=None, config_name=command.config_name)(job)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         known = isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError)
         if not known and not _is_hydras_own(error):
@@ -170,15 +166,44 @@ def _compose_and_run(command: _Command) -> None:
         raise failed[0]
 
 
-def _run_job(command: _Command, cfg: DictConfig, overrides: list[str]) -> None:
+def _run_swept_job(command: _Command, cfg: DictConfig, overrides: list[str], told: dict[str, int]) -> None:
+    """A job of a sweep, in whichever process. It raises where a command by itself would exit: the sweep goes on.
+
+    Args:
+        told: messages of errors by the job that had them first, in this process.
+    """
+    record = sweeps.Record(overrides)
+    try:
+        record.done(_run_job(command, cfg, overrides, record))
+    except UserError as error:
+        record.failed(error)
+        if error.signal_number is not None:
+            sweeps.requeue(error.signal_number)
+            if not sweeps.is_queued_job():
+                raise StoppedError(str(error), error.exit_code) from error
+        number = record.job.number
+        first = told.setdefault(str(error), number)
+        print(f"error: job {number}: {error if first == number else f'as job {first}'}", file=sys.stderr)
+        command.reported.append(error)
+        raise
+    except BaseException as error:
+        record.failed(error)
+        raise
+
+
+def _run_job(
+    command: _Command, cfg: DictConfig, overrides: list[str], record: sweeps.Record | None = None
+) -> Mapping[str, Any] | None:
     untyped = DictConfig(OmegaConf.to_container(cfg, resolve=False))
     # Launchers that run jobs in processes of their own need the plug-ins there too.
     import_plugins(list(untyped.get("plugins") or []), command.config_dirs)
     apply_shorthands(untyped, overrides)
-    if HydraConfig.get().mode == RunMode.MULTIRUN and "exp_dir" in untyped:
-        untyped.exp_dir = job_folder(untyped._get_node("exp_dir"), _swept(command.args.overrides), overrides)
+    if record is not None and "exp_dir" in untyped:
+        typed = parsed_overrides(command.args.overrides)
+        untyped.exp_dir = sweeps.job_folder(untyped._get_node("exp_dir"), typed, parsed_overrides(overrides))
+        record.runs_in(untyped.exp_dir)
         overrides = [*without(overrides, ["exp_dir"]), assignment("exp_dir", untyped.exp_dir)]
-    command.task(untyped, chosen_words(command.args, overrides))
+    return command.task(untyped, chosen_words(command.args, overrides))
 
 
 # --- where configurations are found --------------------------------------------------------------------------------
@@ -227,7 +252,7 @@ def _store_hydra_defaults(command: _Command) -> None:
     """
     output = {
         "run": {"dir": "."},
-        "sweep": {"dir": _sweep_folder(command.args.overrides), "subdir": "."},
+        "sweep": {"dir": sweeps.sweep_folder(parsed_overrides(command.args.overrides)), "subdir": "."},
     }
     text = {
         "app_name": command.name,
@@ -237,6 +262,7 @@ def _store_hydra_defaults(command: _Command) -> None:
     }
     chosen = {"output": "nerf_trainer", "help": "nerf_trainer", "job_logging": "stdout"}
     node = HydraConf(job=JobConf(name=command.name), output_subdir=None)
+    node.callbacks = {"sweep": {"_target_": f"{sweeps.__name__}.{sweeps.SweepWatch.__name__}"}}
     node.defaults = [{group: chosen.get(group, option) for group, option in item.items()} for item in node.defaults]
     store = ConfigStore.instance()
     store.store(group="hydra", name="config", node=node, provider="nerf_trainer")
@@ -247,7 +273,7 @@ def _store_hydra_defaults(command: _Command) -> None:
 def _named_plugins(command: _Command) -> list[str]:
     """Compose the configuration without a schema, only to read `plugins`."""
     overrides = []
-    given = _parsed([with_quoted_names(word) for word in command.args.overrides])
+    given = parsed_overrides([with_quoted_names(word) for word in command.args.overrides])
     for override in given:
         if override.key_or_group == "plugins" and not override.is_delete():
             overrides.append(f"++plugins={override.get_value_string()}")
@@ -272,7 +298,7 @@ def _named_plugins(command: _Command) -> list[str]:
     return [str(item) for item in named] if OmegaConf.is_list(named) else []
 
 
-# --- shorthands and sweeps -----------------------------------------------------------------------------------------
+# --- shorthands --------------------------------------------------------------------------------------------------
 
 
 def apply_shorthands(cfg: DictConfig, overrides: Sequence[str], shorthands: Mapping[str, str] = SHORTHANDS) -> None:
@@ -284,7 +310,7 @@ def apply_shorthands(cfg: DictConfig, overrides: Sequence[str], shorthands: Mapp
     Raises:
         ConfigError: the command line has both with different values, or the chosen component has no such key.
     """
-    typed = {o.key_or_group: o for o in _parsed(overrides) if not o.is_delete()}
+    typed = {o.key_or_group: o for o in parsed_overrides(overrides) if not o.is_delete()}
     for short, component in shorthands.items():
         if short not in cfg or f"{component}_class_type" not in cfg:
             continue
@@ -308,43 +334,16 @@ def apply_shorthands(cfg: DictConfig, overrides: Sequence[str], shorthands: Mapp
             cfg[section][short] = given
 
 
-def job_folder(exp_dir: Any, swept: Sequence[str], overrides: Sequence[str]) -> str:
-    """The exp_dir of one job of a sweep: a folder of its own under `exp_dir`, where that does not vary by itself.
+def parsed_overrides(words: Sequence[str]) -> list[Override]:
+    """What Hydra reads in the words of a command line.
 
-    Args:
-        exp_dir: the node of the key; its text may have interpolations, which are then left as they are.
-        swept: keys that the command line gives several values.
-        overrides: the overrides of this job.
+    Raises:
+        ConfigError: one of them is no override.
     """
-    text = str(exp_dir._value())
-    varies = "exp_dir" in swept or "${" in text.replace("${oc.env:", "")
-    if varies:
-        return text
-    varied = [o for o in _parsed(overrides) if o.key_or_group in swept]
-    name = "_".join(f"{o.key_or_group.split('.')[-1]}-{str(o.input_line).partition('=')[2]}" for o in varied)
-    if not re.fullmatch(r"[\w.-]{1,100}", name):
-        name = str(HydraConfig.get().job.num)
-    return f"{text.rstrip('/')}/{name}"
-
-
-def _parsed(overrides: Sequence[str]) -> list[Override]:
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        return OverridesParser.create().parse_overrides(list(words))
     except OverrideParseException as error:
         raise ConfigError(_override_line(error)) from error
-
-
-def _swept(overrides: Sequence[str]) -> list[str]:
-    return [o.key_or_group for o in _parsed(overrides) if o.is_sweep_override()]
-
-
-def _sweep_folder(overrides: Sequence[str]) -> str:
-    """Where Hydra puts multirun.yaml: the exp_dir, or what the exp_dirs of a sweep over them have in common."""
-    for override in _parsed(overrides):
-        if override.key_or_group == "exp_dir" and override.is_sweep_override():
-            folders = [Path(str(value)).parent for value in override.sweep_string_iterator()]
-            return os.path.commonpath([str(folder) for folder in folders]) or "."
-    return "${oc.select:exp_dir,.}"
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ class RankWatch:
 
     def __enter__(self) -> Self:
         if self._runtime.world_size > 1:
-            store = distributed.distributed_c10d._get_default_store().clone()  # of its own: the other may be waiting
+            shared = distributed.distributed_c10d._get_default_store()
+            store = shared.clone()  # type: ignore[attr-defined] # one of its own: the other may be waiting
             self._store = distributed.PrefixStore(f"nerf_trainer/{next(_run_numbers)}", store)
             self._seen = dict.fromkeys(self._others, time.monotonic())
             self._thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
