@@ -18,12 +18,15 @@ from pathlib import Path
 
 import pytest
 
+from nerf_trainer import experiment
 from nerf_trainer.errors import MAX_LINE
 from nerf_trainer.training.checkpoint import CheckpointStore
+from tests.command_kit import typed
 from tests.faults.counts import Fault
 from tests.faults.nursery import Child, Nursery
 from tests.faults.run_kit import STEPWISE, start, train
-from tests.training.run_records import final, logged
+from tests.training.run_records import StopAfter, final, logged
+from tests.training.tiny_experiment import WORDS
 
 AT_MOST_S = 3 * 10.0
 """Seconds from a signal to the end: the table's ten, and room for a busy machine."""
@@ -113,6 +116,22 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_end(
         interrupted.ends_as_if_nothing_had_been(folder)
         fault.passed()
     assert n_saved >= n / 3, "most of the time is training"
+
+
+@pytest.mark.fault(row=17)
+def test_a_sweep_that_is_told_to_stop_begins_no_other_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The job that runs saves, as by itself."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
+    StopAfter(monkeypatch, 2)
+    nerf_runner = typed("nerf_runner", experiment.main, monkeypatch, capsys)
+    code, _, err = nerf_runner("--multirun", *WORDS, f"exp_dir={tmp_path / 'sweep'}", "seed=1,2")
+    assert code == 143
+    assert err.splitlines()[-1].startswith("error: stopped by SIGTERM after step 2; a checkpoint is saved")
+    assert [path.parent.name for path in (tmp_path / "sweep").glob("*/checkpoints")] == ["seed-1"]
+    assert not (tmp_path / "sweep" / "seed-2").exists()
 
 
 @pytest.mark.fault(row=18)
