@@ -1,4 +1,4 @@
-"""Whole runs of a tiny model: resuming, stopping, epochs' ends, dead starts, divergence."""
+"""Whole runs of a tiny model: resuming, stopping, epochs' ends, dead starts."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from nerf_trainer.errors import CheckpointError, DivergenceError
+from nerf_trainer.errors import CheckpointError
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.interruption import RunStoppedError
 from tests.training.run_records import StopAfter, final, logged
@@ -178,26 +178,6 @@ def test_sigint_ends_with_130(tmp_path, monkeypatch):
     assert stopped.value.exit_code == 130
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["code"], status["step"]) == ("stopped", 130, 2)
-
-
-def test_a_non_finite_step_is_skipped_counted_and_named(tmp_path, capsys):
-    experiment(tmp_path, model={"nan_from": 5, "nan_to": 6}).run()
-    out = capsys.readouterr().out
-    assert "1 of 2 steps up to step 6 were skipped: loss_rgb_mse, loss_rgb_psnr was not finite" in " ".join(out.split())
-    assert all(torch.isfinite(torch.tensor(row["objective"])) for row in logged(tmp_path))
-
-
-def test_ten_non_finite_steps_in_a_row_end_the_run(tmp_path):
-    with pytest.raises(DivergenceError, match="loss_rgb_mse") as diverged:
-        experiment(tmp_path, model={"nan_from": 5}, max_epochs=20).run()
-    assert diverged.value.exit_code == 5
-    model = TinyModel()
-    CheckpointStore(tmp_path).latest().load_model(model)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-
-def test_nine_non_finite_steps_in_a_row_do_not(tmp_path):
-    experiment(tmp_path, model={"nan_from": 5, "nan_to": 14}, max_epochs=5).run()
 
 
 def test_dead_start_begins_anew_with_the_next_seed(tmp_path, monkeypatch, capsys):
