@@ -132,6 +132,7 @@ class Experiment(Configurable):
         for notice in run_config.without_effect(config, words or ()) if config is not None else ():
             display.note(notice)
         folder = Path(self.exp_dir).expanduser()
+        run_config.require_reachable(folder)
         if text is not None and self.model_factory.resume and not self.training_loop.eval_only:
             folder = run_config.settle_folder(folder, text, self.on_conflict, partial(defaults, Experiment))
         if self.training_loop.eval_only and not folder.is_dir():

@@ -73,6 +73,23 @@ def digest(text: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def require_reachable(folder: Path) -> None:
+    """Refuse a run's folder that can't even be looked into; that it is missing is another matter.
+
+    Raises:
+        StorageError: naming the folder.
+    """
+    try:
+        os.stat(folder / FILE_NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise StorageError(
+            f"exp_dir: can't look into {str(folder)!r} ({error.strerror}); expected a folder that may be read; "
+            "permit it, or set exp_dir to another"
+        ) from error
+
+
 def save(folder: Path, text: str) -> None:
     """Write `expconfig.yaml`, as a whole, where it says something else so far.
 

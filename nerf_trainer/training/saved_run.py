@@ -29,11 +29,13 @@ class SavedRun:
     Raises:
         CheckpointError: there is no run in it.
         ConfigError: its configuration can't be read.
+        StorageError: the folder may not be looked into.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / run_config.FILE_NAME
+        run_config.require_reachable(folder)
         if not self._path.is_file():
             found = "no such folder" if not folder.is_dir() else f"no {run_config.FILE_NAME} there"
             raise CheckpointError(f"exp_dir: {folder}: {found}; expected the folder of a trained run")
