@@ -1,14 +1,18 @@
 """A plug-in for tests: brings a fault into one of the processes, or writes down what each of them does.
 
-RANK_FAULT=RANK:STEP:WHAT   before this rank's step: `raise` an error, or be `stuck`
+RANK_FAULT=RANK:STEP:WHAT   before this rank's step: `raise` an error, be `stuck`, or get SIGUSR2 (`signal`)
 RANK_RAYS=FOLDER            pixels that each rank draws, a line a step, in FOLDER/rays-RANK
 RANK_OPENS=FOLDER           files that each rank opens to write, makes, renames or removes, in FOLDER/opens-RANK
+REQUEUE=FILE                has a handler of SIGUSR2 as submitit has it, which writes FILE and ends the process with 144
 """
 
 import hashlib
 import os
+import signal
 import sys
 import time
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from nerf_trainer.rays.bundle import RayBundle
@@ -26,7 +30,9 @@ def _fail_at(step: int, what: str) -> None:
         if session.step == step:
             if what == "raise":
                 raise ArithmeticError("a fault that the test brought in")
-            while True:
+            if what == "signal":
+                os.kill(os.getpid(), signal.SIGUSR2)
+            while what == "stuck":
                 time.sleep(1.0)
         take_step(session, *arguments)
 
@@ -58,6 +64,14 @@ def _write_opens(path: str) -> None:
     sys.addaudithook(heard)
 
 
+def _requeue_on_signal(path: str) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
+        Path(path).write_text("queued again")
+        sys.exit(144)
+
+    signal.signal(signal.SIGUSR2, handle)
+
+
 if fault := os.environ.get("RANK_FAULT"):
     _rank, _step, _what = fault.split(":")
     if _rank == RANK:
@@ -66,3 +80,5 @@ if folder := os.environ.get("RANK_RAYS"):
     _write_rays(f"{folder}/rays-{RANK}")
 if folder := os.environ.get("RANK_OPENS"):
     _write_opens(f"{folder}/opens-{RANK}")
+if file := os.environ.get("REQUEUE"):
+    _requeue_on_signal(file)
