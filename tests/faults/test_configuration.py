@@ -115,7 +115,7 @@ def mutated(options: dict[str, Any], draw: random.Random) -> Override:
             wrong = mistyped(value, draw)
             return f"{key}={wrong}", f"did you mean '{value}'?"
         elif way == "type" and isinstance(value, bool):
-            return f"{key}={draw.choice(('perhaps', '[1]', '2', '{a: 1}'))}", last
+            return f"{key}={draw.choice(('perhaps', '[1]', '{a: 1}'))}", last
         elif way == "type" and isinstance(value, int | float):
             return f"{key}={draw.choice(('many', '[1]', '{a: 1}', 'null'))}", last
 
