@@ -6,12 +6,13 @@ file `latest` is a hint for people. Beside checkpoints there may stand, all ours
 
 - `.tmp-step-*`: one that is being written, or was when the run was killed; swept when the run goes on;
 - `.trash-step-*`: one that is being removed, or was; swept when the run goes on;
-- `.old-step-*`: one that gives way to another of the same step; counts until that one is there;
+- `.old-step-*`: one that gives way to another of the same step; counts until that one is there, and is then swept;
 - `abandoned-<n>`: a folder of checkpoints that training went back behind, with the log as it was; kept for people.
 
 Only one run may write into an exp_dir at a time. Whoever only reads removes nothing.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -140,12 +141,17 @@ class CheckpointStore:
     # --- writing -------------------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """Delete what a run that was killed left half written or half deleted.
+        """Delete what a run that was killed left half written, half deleted, or replaced by another of the same step.
 
         To be called by the first process, when a training begins. What can't be deleted is left for the next save.
         """
         try:
             self._delete_leftovers()
+            for path in self.folder.glob(".old-step-*"):
+                successor = self.folder / path.name.removeprefix(".old-")
+                with contextlib.suppress(CheckpointError):
+                    Checkpoint.open(successor)
+                    self._discard(path)
         except OSError as error:
             logger.warning("%s: leftovers of a killed run can't be deleted: %s", self.folder, error)
 
@@ -211,6 +217,7 @@ class CheckpointStore:
     def _begin(self, partial: Path) -> None:
         """Make the folder, put right what killed runs left, make the directory to write in."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        files.sync_directory(self.folder.parent)  # that the folder is there, and the log, which the state counts on
         self._delete_leftovers()
         for path in self._entries():
             match = DIRECTORY.fullmatch(path.name)

@@ -70,6 +70,8 @@ class ImplicitronModelFactory(ModelFactoryBase):
                     f"model_class_type: {type(model).__name__} has no parameters to train; set eval_only=true"
                 )
             return model, None
+        if is_main and not eval_only:
+            store.sweep()
         checkpoint = self._find(exp_dir, store, eval_only)
         if checkpoint is not None:
             checkpoint.load_model(model)

@@ -108,8 +108,6 @@ class Session:
         self.rasterize: Callable[[], RendererOutput] | None = None
         saved = run.checkpoint.state if run.checkpoint is not None else None
         self.n_restarts = int(saved.extra.get("n_restarts", 0)) if saved is not None else 0
-        if run.runtime.is_main:
-            run.store.sweep()
         if saved is not None and run.runtime.is_main:
             run.store.abandon_after(saved.step)  # with a copy of the log, before that is cut
         folder = run.exp_dir if run.runtime.is_main else None

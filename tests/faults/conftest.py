@@ -6,11 +6,13 @@ Markdown.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.counts import LEVELS, Fault, level
+from tests.faults.nursery import Nursery
 
 PROPERTY = "fault"
 
@@ -34,6 +36,13 @@ def fault(request: pytest.FixtureRequest) -> Fault:
     shown = Fault(mark.kwargs["row"])
     request.node.stash[_SHOWN] = shown
     return shown
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """One nursery for all tests of a process that need none of their own; give it folders of the test's tmp_path."""
+    with Nursery(tmp_path_factory.mktemp("nursery")) as made:
+        yield made
 
 
 _SHOWN = pytest.StashKey[Fault]()

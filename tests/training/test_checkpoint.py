@@ -1,70 +1,33 @@
-"""The store: commits whole checkpoints through kills, full disks and damage; finds, prunes and abandons them."""
+"""The store: commits whole checkpoints through full disks and damage; finds, prunes and abandons them. Kills, and the
+order of writing, are in tests/faults."""
 
 import json
 import os
-import random
 import resource
 import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from nerf_trainer.errors import CheckpointError, DivergenceError, StorageError
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.training import checkpoint_files
-from nerf_trainer.training.checkpoint import Checkpoint, CheckpointState, CheckpointStore
+from nerf_trainer.training.checkpoint import CheckpointState, CheckpointStore
+from tests.training.checkpoint_kit import (
+    EARLIER,
+    flip_bit,
+    interrupt,
+    loaded_value,
+    model_filled_with,
+    names,
+    run_forked,
+    save,
+)
 
 BARRIER_S = 20.0
 """Longest wait for another thread, in seconds; reached only where one hangs."""
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it, nothing tidies up after it."""
-
-
-def model_filled_with(value: float, width: int = 4) -> nn.Module:
-    model = nn.Linear(3, width)
-    for parameter in model.parameters():
-        nn.init.constant_(parameter, value)
-    return model
-
-
-def save(store: CheckpointStore, step: int, value: float | None = None, epoch: int = 0, step_in_epoch: int = 1) -> Path:
-    """A checkpoint whose weights all are `value` (the step, when not given)."""
-    model = model_filled_with(step if value is None else value)
-    optimizer = torch.optim.Adam(model.parameters())
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(step if value is None else value)
-    state = CheckpointState(step=step, epoch=epoch, step_in_epoch=step_in_epoch, seed=42, extra={"best": 0.1})
-    return store.save(model, optimizer, state, {"jitter": RandomStream("jitter")}, config_sha256="c" * 64)
-
-
-def loaded_value(store: CheckpointStore) -> float:
-    """What the weights of the newest valid checkpoint are filled with."""
-    checkpoint = store.latest()
-    assert checkpoint is not None
-    model = model_filled_with(-1.0)
-    checkpoint.load_model(model)
-    values = {v for parameter in model.parameters() for v in parameter.flatten().tolist()}
-    assert len(values) == 1
-    return values.pop()
-
-
-def names(store: CheckpointStore) -> set[str]:
-    return {path.name for path in store.folder.iterdir()}
-
-
-def flip_bit(path: Path, position: int, bit: int = 0) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1 << bit
-    path.write_bytes(data)
 
 
 # --- what is there -----------------------------------------------------------------------------------------------
@@ -161,99 +124,7 @@ def test_pruning_counts_only_valid_ones(tmp_path: Path):
     assert names(store) == {"step-00000001", "step-00000002", "step-00000003", "latest"}
 
 
-# --- kills and full disks ----------------------------------------------------------------------------------------
-
-CALLS = ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir")
-"""Functions of `os` through which a save changes the disk, besides writing into files."""
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], object]) -> list[str]:
-    """Do `act` before the `at`-th change of the disk (from 0), which is after the one before it.
-
-    Returns the list that the changes are added to.
-    """
-    changes: list[str] = []
-
-    def reached(name: str) -> None:
-        changes.append(name)
-        if len(changes) - 1 == at:
-            act()
-
-    def wrapped(name: str, original: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object, **options: object) -> object:
-            reached(name)
-            return original(*args, **options)
-
-        return call
-
-    for name in CALLS:
-        monkeypatch.setattr(os, name, wrapped(name, getattr(os, name)))
-    monkeypatch.setattr(checkpoint_files, "write_durably", torn(lambda: reached("write")))
-    return changes
-
-
-def torn(between: Callable[[], object]) -> Callable[[Path, bytes], None]:
-    """`write_durably`, with a call when half of the bytes are written."""
-    write_whole, remove = checkpoint_files.write_durably, os.unlink
-
-    def write(path: Path, data: bytes) -> None:
-        path.write_bytes(data[: len(data) // 2])
-        between()
-        remove(path)
-        write_whole(path, data)
-
-    return write
-
-
-EARLIER: dict[str, list[int]] = {"first": [], "second": [1], "pruning": [1, 2], "same step": [2, 3]}
-"""Steps saved before a save of step 3, by what that save then does."""
-
-
-def run_forked(work: Callable[[], object]) -> int:
-    """Exit status of a child process that does `work`: 0 when it came to its end."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.mark.parametrize("stage", EARLIER)
-def test_killed_at_any_change_of_the_disk_the_old_or_the_new_one_is_there(tmp_path: Path, stage: str):
-    template = tmp_path / "template"
-    template.mkdir()
-    for step in EARLIER[stage]:
-        save(CheckpointStore(template), step)
-    allowed = {float(EARLIER[stage][-1]) if EARLIER[stage] else None, 30.0}
-
-    seen = set()
-    for point in range(100):
-        run = tmp_path / f"run{point}"
-        shutil.copytree(template, run)
-        store = CheckpointStore(run)
-
-        def killed(store: CheckpointStore = store, point: int = point) -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                interrupt(patch, point, lambda: os._exit(137))
-                save(store, 3, value=30.0)
-
-        status = run_forked(killed)
-        if status == 0:
-            break
-        assert status == 137
-        found = store.latest()
-        seen.add(value := loaded_value(store) if found else None)
-        assert value in allowed, f"killed at change {point}"
-        save(store, 4)
-        assert loaded_value(store) == 4
-        assert not [name for name in names(store) if name.startswith((".tmp-step", ".trash", ".old"))]
-        shutil.rmtree(run)
-    assert 15 < point < 99
-    assert seen == allowed
+# --- full disks ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", EARLIER)
@@ -315,115 +186,6 @@ def test_a_folder_that_can_t_be_made_is_a_storage_error(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="Not a directory"):
         save(CheckpointStore(tmp_path / "file"), 1)
-
-
-def test_what_the_disk_garbled_is_noticed_before_anything_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    store = CheckpointStore(tmp_path)
-    for step in (1, 2):
-        save(store, step)
-    rename = os.rename
-
-    def garbling(source: Path, target: Path) -> None:
-        flip_bit(Path(source) / "optim.safetensors", -5)
-        rename(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", garbling)
-        with pytest.raises(StorageError, match=r"optim\.safetensors: sha256 mismatch.*as read back"):
-            save(store, 3)
-    assert loaded_value(store) == 2
-    assert {"step-00000001", "step-00000002"} <= names(store)
-
-
-def test_everything_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The order of calls that a power cut makes matter; whether the disk obeys can't be tested here."""
-    store = CheckpointStore(tmp_path)
-    save(store, 1)
-    log: list[tuple[str, str]] = []
-    fsync, rename, unlink = os.fsync, os.rename, os.unlink
-
-    def recording_fsync(descriptor: int) -> None:
-        log.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
-        fsync(descriptor)
-
-    def recording_rename(source: Path, target: Path) -> None:
-        log.append(("rename", str(target)))
-        rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", recording_fsync)
-    monkeypatch.setattr(os, "rename", recording_rename)
-    monkeypatch.setattr(os, "unlink", lambda *a, **k: (log.append(("unlink", "")), unlink(*a, **k)))
-    save(store, 2)
-    save(store, 3)
-
-    partial = store.folder / ".tmp-step-00000003"
-    start = min(i for i, (_, path) in enumerate(log) if path.startswith(str(partial)))
-    files = {
-        ("fsync", str(partial / n))
-        for n in ("model.safetensors", "optim.safetensors", "rng-0.safetensors", "state.json")
-    }
-    here = log[start:]
-    assert set(here[:4]) == files
-    assert here[4:8] == [
-        ("fsync", str(partial / "manifest.json")),
-        ("fsync", str(partial)),
-        ("rename", str(store.folder / "step-00000003")),
-        ("fsync", str(store.folder)),
-    ]
-    assert here[8] == ("rename", str(store.folder / ".trash-step-00000001"))
-
-
-def valid_steps(store: CheckpointStore) -> set[int]:
-    found = set()
-    for path in store.folder.glob("step-*"):
-        try:
-            found.add(Checkpoint.open(path).state.step)
-        except CheckpointError:
-            continue
-    return found
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_something_can_always_be_loaded(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch):
-    """Random sequences of saves, kills, full disks, and damage to the newest of at least two valid checkpoints."""
-    draw = random.Random(seed)
-    store = CheckpointStore(tmp_path, keep=draw.choice([2, 3]))
-    save(store, 1)
-    step, newest = 1, 1
-    for _ in range(8):
-        action = draw.choice(["save", "kill", "refuse", "damage"])
-        if action == "save":
-            step += 1
-            save(store, step)
-            newest = step
-        elif action == "damage":
-            valid = valid_steps(store)
-            if len(valid) < 2:
-                continue
-            victim = (
-                store.folder
-                / f"step-{max(valid):08d}"
-                / draw.choice(["model.safetensors", "manifest.json", "state.json"])
-            )
-            flip_bit(victim, draw.randrange(victim.stat().st_size), draw.randrange(8))
-            newest = max(valid - {max(valid)})
-        else:
-            step += 1
-            error = Killed() if action == "kill" else OSError(28, "No space left on device")
-
-            def fail(error: BaseException = error) -> None:
-                raise error
-
-            with monkeypatch.context() as patch:
-                interrupt(patch, draw.randrange(30), fail)
-                try:
-                    save(store, step)
-                    newest = step
-                except (Killed, StorageError):
-                    pass
-        value = loaded_value(store)
-        assert value in (newest, step)
-        newest = int(value)
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
