@@ -98,6 +98,8 @@ SET: Mapping[str, object] = {
 """Lengths of runs, and what is said of them."""
 SMALLEST_NETWORK = {"resnet34": "resnet18"}
 """For the key `name` of feature extractors."""
+LAST_STAGE = 2
+"""Of feature extractors; three quarters of a network's weights are in its fourth stage."""
 OCCUPANCY_STEP = 0.1
 """Between samples in an occupancy grid, world units."""
 CATEGORY = "solids"
@@ -115,6 +117,8 @@ def cut(value: Any, key: str = "") -> Any:
         whole = {"n_rays_per_image_sampled_from_mask"} if value.get("n_rays_total_training") is not None else set()
         inner = {name: key if key in MOST else str(name) for name in value}
         return {name: item if name in whole else cut(item, inner[name]) for name, item in value.items()}
+    if key == "stages":
+        return [stage for stage in value if stage <= LAST_STAGE]
     if isinstance(value, list):
         return [cut(item, key) for item in value]
     if key in SET:
