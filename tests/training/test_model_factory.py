@@ -142,5 +142,5 @@ def test_bad_checkpoints_never_mean_starting_anew(tmp_path: Path, store: Checkpo
 
 def test_weights_of_another_shape_are_an_error(tmp_path: Path, store: CheckpointStore):
     used(store)
-    with pytest.raises(CheckpointError, match=r"value: \(\[1\]\) in the checkpoint, \(\[2\]\) in the model"):
+    with pytest.raises(CheckpointError, match=r"value \(\[1\] in the checkpoint, \[2\] in the model\)"):
         factory(width=2)(tmp_path, store, eval_only=False)
