@@ -152,15 +152,14 @@ def tree(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("harm", "reason"), HARMS)
-def test_a_damaged_newest_one_that_is_insisted_on_is_refused(
-    run: Path, nerf_runner: Typed, harm: Callable[[Path], None], reason: str
-):
+def test_a_damaged_newest_one_that_is_insisted_on_is_refused(run: Path, harm: Callable[[Path], None], reason: str):
     harm(run)
     before = tree(run)
-    code, _, err = nerf_runner(*WORDS, f"exp_dir={run}", "max_epochs=4", "force_resume=true")
-    assert code == 4
-    assert_one_error_line(err)
-    assert f"{newest(run)}/model.safetensors: {reason}" in err and "force_resume=False" in err
+    with pytest.raises(CheckpointError) as refused:
+        experiment(run, max_epochs=4, factory={"force_resume": True}).run()
+    assert refused.value.exit_code == 4 and len(f"error: {refused.value}") <= MAX_LINE
+    assert str(refused.value).startswith(f"{newest(run)}/model.safetensors: {reason}")
+    assert "set force_resume=False" in str(refused.value)
     assert tree(run) == before
 
 
@@ -169,13 +168,6 @@ def test_an_epoch_whose_checkpoint_is_damaged_is_refused(run: Path, harm: Callab
     harm(run)
     with pytest.raises(CheckpointError, match=rf"resume_epoch=2.*bad: step-{NEWEST:08d}/model\.safetensors: {reason}"):
         experiment(run, factory={"resume_epoch": 2}).run()
-
-
-def assert_one_error_line(err: str) -> None:
-    """One line for the user, short enough, without a traceback; warnings before it may say more."""
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert err.endswith(f"{line}\n") and "Traceback" not in err
-    assert len(line) <= MAX_LINE, line
 
 
 # --- all of them ---------------------------------------------------------------------------------------------------
@@ -188,17 +180,21 @@ def test_when_all_are_bad_the_run_ends_and_says_why(run: Path, nerf_runner: Type
     os.truncate(checkpoints / "step-00000008" / "optim.safetensors", 10)
     (checkpoints / "step-00000012" / "state.json").unlink()
     before = tree(run)
-    for options in ((), ("force_resume=true",), ("eval_only=true",)):
-        code, out, err = nerf_runner(*WORDS, f"exp_dir={run}", *options)
-        assert code == 4
-        assert_one_error_line(err)
-        said = err.splitlines()[-1]
-        assert "step-00000012/state.json: missing" in said
-        if "force_resume=true" not in options:  # which looks at the newest alone
-            assert "step-00000008/optim.safetensors: 10 bytes, expected" in said
-            assert "step-00000004/rng-0.safetensors: sha256 mismatch" in said
-            assert out.count("passing over a bad checkpoint") + err.count("passing over a bad checkpoint") == 3
-        assert tree(run) == before, "nothing was trained, moved or removed"
+    code, out, err = nerf_runner(*WORDS, f"exp_dir={run}", "max_epochs=4")
+    assert code == 4
+    assert (out + err).count("passing over a bad checkpoint") == 3
+    error = err.splitlines()[-1]
+    assert err.count("error: ") == 1 and "Traceback" not in err
+    assert error.startswith(f"error: {checkpoints}: no valid checkpoint (") and len(error) <= MAX_LINE
+    assert "step-00000012/state.json: missing" in error
+    assert "step-00000008/optim.safetensors: 10 bytes, expected" in error
+    assert "step-00000004/rng-0.safetensors: sha256 mismatch" in error
+    assert tree(run) == before, "nothing was trained, moved or removed"
+    fault.passed()
+    for options in ({"factory": {"force_resume": True}}, {"eval_only": True}):
+        with pytest.raises(CheckpointError, match=r"step-00000012/state\.json: missing"):
+            experiment(run, **options).run()
+        assert tree(run) == before
         fault.passed()
     fault.n_of_table = 3
 

@@ -68,7 +68,7 @@ def test_learning_rates_go_on(
     assert [step for step, _ in expected] == list(range(1, N_EPOCHS * N_STEPS + 1))
     assert [rate for _, rate in expected] == pytest.approx([RATE * multiplier(policy, epoch) for epoch in epochs])
 
-    for stop in STOPS[: fault.times(len(STOPS), quick=3)]:
+    for stop in STOPS[: fault.times(len(STOPS), quick=1)]:
         folder = tmp_path / f"stopped-{stop}"
         with monkeypatch.context() as patch:
             StopAfter(patch, stop)

@@ -118,7 +118,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_end(
     assert n_saved >= n / 3, "most of the time is training"
 
 
-@pytest.mark.fault(row=17)
+@pytest.mark.fault(row=17, long=True)
 def test_a_sweep_that_is_told_to_stop_begins_no_other_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
