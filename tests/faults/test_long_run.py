@@ -1,0 +1,78 @@
+"""A long run in one process holds no more and more memory or files: benchmarks/long_run.py, and a short run of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import long_run
+from tests.faults.counts import LEVELS, level
+
+
+def sampled(epochs: int, every: int = 20, **growing: float) -> list[dict[str, int]]:
+    """A run's samples, flat but for what grows by so much an epoch."""
+    flat = {"rss_bytes": 5e8, "open_files": 10, "threads": 3, "n_files": 19}
+    flat |= {"checkpoint_bytes": 1e6, "other_bytes": 1e5}
+        "rss_bytes": 5e8,
+        "open_files": 10,
+        "threads": 3,
+        "checkpoint_bytes": 1e6,
+        "other_bytes": 1e5,
+        "n_files": 19,
+    }
+    return [
+        {
+            "epoch": epoch,
+            "log_bytes": 350 * epoch,
+            **{name: round(value + growing.get(name, 0.0) * epoch) for name, value in flat.items()},
+        }
+        for epoch in range(every, epochs + 1, every)
+    ]
+
+
+def test_what_is_flat() -> None:
+    found = long_run.judge(sampled(2000), 2000)
+    assert all(found["flat"].values())
+    assert found["rss_mib"] == 476.8 and found["log_bytes_per_epoch"] == 350.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "an_epoch", "judged"),
+    [
+        ("rss_bytes", 20_000, "rss"),  # 4 % in a thousand epochs
+        ("open_files", 0.01, "open_files"),
+        ("threads", 0.001, "threads"),
+        ("checkpoint_bytes", 1000, "checkpoint"),
+        ("other_bytes", 100, "other"),
+        ("n_files", 0.02, "n_files"),
+    ],
+)
+def test_what_grows_is_named(kind: str, an_epoch: float, judged: str) -> None:
+    flat = long_run.judge(sampled(2000, **{kind: an_epoch}), 2000)["flat"]
+    assert [name for name, is_flat in flat.items() if not is_flat] == [judged]
+
+
+def test_a_log_whose_lines_grow_is_named() -> None:
+    samples = [{**one, "log_bytes": one["epoch"] ** 2} for one in sampled(2000)]
+    assert not long_run.judge(samples, 2000)["flat"]["log"]
+
+
+def test_too_few_samples_are_no_proof() -> None:
+    with pytest.raises(ValueError, match="look more often"):
+        long_run.judge(sampled(100), 100)
+
+
+@pytest.mark.skipif(level() == LEVELS[0], reason="a long test of faults; `make test-faults` runs it")
+def test_a_shorter_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Of 300 epochs memory says nothing yet: what is imported late still counts. Files, threads and sizes do."""
+    words = ["--epochs", "300", "--every", "10", "--seconds-between-plots", "5"]
+    long_run.main([*words, "--out", str(tmp_path), "--picture", str(tmp_path / "long_run.png")])
+    record = json.loads((tmp_path / "long_run.json").read_text())
+    assert len(record["samples"]) >= 20 and record["samples"][-1]["epoch"] >= 280
+    flat = {name: is_flat for name, is_flat in record["found"]["flat"].items() if name not in ("rss", "other")}
+    late = [one for one in record["samples"] if one["epoch"] > 75]
+    assert max(one["open_files"] for one in late) <= record["samples"][0]["open_files"] + 6, "fonts of the curves"
+    flat.pop("open_files")
+    assert all(flat.values()), flat
+    assert record["found"]["rss_growth_per_1000_epochs"] < 1.0
+    assert (tmp_path / "long_run.png").stat().st_size > 10_000
