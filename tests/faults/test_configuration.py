@@ -138,7 +138,7 @@ def test_overrides_that_are_wrong(fault: Fault, command: Callable[[str], Typed],
         "nerf_data": ("check", "--config-name", "quickstart"),
     }
     names = ("nerf_runner", "nerf_visualizer", "nerf_visualizer", "nerf_data")
-    n = fault.times(100, quick=6)
+    n = fault.times(100, quick=4)
     for i in range(n):
         name = names[i % len(names)]
         word, expected = mutated(options[name], random.Random(i))

@@ -22,7 +22,11 @@ SOURCES = sorted(
     for folder in ("nerf_trainer", "examples", "benchmarks", "scenes")
     for path in (REPOSITORY / folder).rglob("*.py")
 )
-KEEPS_THE_WORD = {"nerf_trainer/yaml_files.py": "refuses _target_"}
+KEEPS_THE_WORD = {
+    "nerf_trainer/yaml_files.py": "refuses it",
+    "nerf_trainer/launch.py": "Hydra finds its own call-back for sweeps by it, in a node that no file makes",
+    "nerf_trainer/sweeps.py": "asks which sweeper Hydra has",
+}
 """Files that may hold the word `_target_`, each with its reason."""
 
 PICKLERS = frozenset(
@@ -128,7 +132,7 @@ def test_no_source_runs_what_a_file_names(fault: Fault):
 
 @pytest.mark.fault(row=58)
 def test_nothing_is_made_of_targets():
-    """Neither the sources nor the recipes have `_target_`, but for the one that refuses it."""
+    """Neither the sources nor the recipes have `_target_`, but for what stands above."""
     holding = {
         path.relative_to(REPOSITORY).as_posix()
         for path in SOURCES
