@@ -11,8 +11,7 @@ from tests.faults.counts import LEVELS, level
 
 def sampled(epochs: int, every: int = 20, **growing: float) -> list[dict[str, int]]:
     """A run's samples, flat but for what grows by so much an epoch."""
-    flat = {"rss_bytes": 5e8, "open_files": 10, "threads": 3, "n_files": 19}
-    flat |= {"checkpoint_bytes": 1e6, "other_bytes": 1e5}
+    flat = {
         "rss_bytes": 5e8,
         "open_files": 10,
         "threads": 3,
