@@ -30,6 +30,8 @@ from tests.faults.rank_kit import n_lines, run_ranks, start_ranks, status
 from tests.faults.run_kit import LOADERS, LOOP
 from tests.training.run_records import final, logged, newest
 
+pytestmark = pytest.mark.timeout(900)
+"""On a busy machine; on two cores of its own each takes a minute or two at the table's counts."""
 BUSY = 3
 """How much longer than the table says something may take while others use the machine."""
 SOURCE = "data_source_ImplicitronDataSource_args.dataset_map_provider_BlenderDatasetMapProvider_args"

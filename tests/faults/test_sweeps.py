@@ -28,6 +28,8 @@ from tests.faults.rank_kit import WORDS, n_lines, status
 from tests.faults.run_kit import LOOP, TINY
 from tests.training.run_records import final, logged
 
+pytestmark = pytest.mark.timeout(900)
+"""On a busy machine; on two cores of its own each takes a minute or two at the table's counts."""
 LR = "optimizer_factory_ImplicitronOptimizerFactory_args.lr"
 SHORT = ("max_epochs=1", f"{LOOP}.visdom_server=")
 ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
