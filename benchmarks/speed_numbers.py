@@ -73,14 +73,21 @@ class Numbers:
         found = [row["classic_step_ms_1024_rays"] for row in rows if row["precision"] == precision]
         return f"{found[0]:.2f}" if found else MISSING
 
+    def peak_gib(self, captured: bool) -> str:
+        """Peak memory of a process that takes classic steps of 1024 rays in bf16 alone; of one with others before."""
+        rows = [*(self._read("nerf_step_bf16") or {"rows": []})["rows"], self.classic_step("bf16", 1024, captured)]
+        found = [row["peak_gib"] for row in rows if row is not None and row["captured"] == captured]
+        return f"{found[0]:.2f}" if found else MISSING
+
     def fast_step(self) -> str | None:
-        """Milliseconds of a captured step of ngp_blender in bf16; the fastest kernels count."""
-        rows = [
-            row
-            for row in (self._read("ngp_step") or {"rows": []})["rows"]
-            if row["precision"] == "bf16" and row["captured"]
-        ]
-        return f"{min(row['ms_median'] for row in rows):.2f} ms" if rows else None
+        """Milliseconds of a step of ngp_blender in bf16 in its training on lego."""
+        found = [run["ms_per_step"] for run in self.runs("ngp_blender") if "ms_per_step" in run]
+        return f"{statistics.median(found):.2f} ms" if found else None
+
+    def final_psnr(self, recipe: str) -> str | None:
+        """PSNR on all test views at the end of a time-to-quality run, the median of the seeds."""
+        found = [run["all_views"]["psnr_full_image"] for run in self.runs(recipe) if "all_views" in run]
+        return f"{statistics.median(found):.2f} dB" if found else None
 
     def runs(self, recipe: str) -> list[dict[str, Any]]:
         """The seeds of a time-to-quality record."""

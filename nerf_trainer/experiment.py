@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.panel import Panel
@@ -236,6 +237,7 @@ class Experiment(Configurable):
         train = None if self.training_loop.eval_only else loaders.train  # evaluation goes by what was learned
         names = train.contents.sequence_names if train is not None else ()
         model.learn_sequences(names)
+        model.to(runtime.device)  # where views are looked at much faster
         views = datasets.train.cameras if train is not None and datasets.train is not None else None
         if views is not None:
             model.learn_views(views)
@@ -244,7 +246,7 @@ class Experiment(Configurable):
             exp_dir=folder,
             model=model,
             checkpoint=checkpoint,
-            new_model=partial(_new_model, self.model_factory, names, views),
+            new_model=partial(_new_model, self.model_factory, names, views, runtime.device),
             optimizer_factory=self.optimizer_factory,
             loaders=loaders,
             store=store,
@@ -312,11 +314,16 @@ def _set_option(component: Configurable, name: str, value: object) -> None:
 
 
 def _new_model(
-    factory: ModelFactoryBase, names: Sequence[str], views: Callable[[], Cameras] | None, seed: int
+    factory: ModelFactoryBase,
+    names: Sequence[str],
+    views: Callable[[], Cameras] | None,
+    device: torch.device,
+    seed: int,
 ) -> ImplicitronModelBase:
     seed_everything(seed)
     model = factory.new_model()
     model.learn_sequences(names)
+    model.to(device)
     if views is not None:
         model.learn_views(views)
     return model

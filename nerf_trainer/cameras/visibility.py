@@ -11,14 +11,19 @@ by
 and likewise, with theta - phi, towards the axis.
 """
 
+import math
+from collections.abc import Iterator
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
 
 PAIRS_AT_ONCE = 2**21
 """Most pairs of a ball and a view that are looked at together, which bounds memory."""
+
+GOLDEN_RATIO = (1.0 + math.sqrt(5.0)) / 2.0
 
 _THROUGH_A_LENS = 2.0
 """How much larger than a pinhole's the picture of a ball may be through a lens that distorts."""
@@ -30,13 +35,30 @@ def seen_by_any(
 ) -> Bool[Tensor, "N"]:
     """Whether any view shows some of each ball.
 
+    A few views far apart show most of what all of them show: later ones are asked for what is left.
+
     Args:
         radii: of the balls, world units.
         nearest: what a camera has around itself within this distance, world units, it does not show.
     """
-    at_once = max(1, PAIRS_AT_ONCE // len(cameras))
-    pieces = zip(centers.split(at_once), radii.split(at_once), strict=True)
-    return torch.cat([_seen(cameras, *piece, nearest).any(dim=0) for piece in pieces])
+    seen = torch.zeros(len(centers), dtype=torch.bool, device=centers.device)
+    for views in _groups(len(cameras)):
+        group = cameras[views.to(cameras.device)]
+        for left in (~seen).nonzero()[:, 0].split(max(1, PAIRS_AT_ONCE // len(group))):
+            seen[left] = _seen(group, centers[left], radii[left], nearest).any(dim=0)
+    return seen
+
+
+def _groups(n_views: int) -> Iterator[Int[Tensor, "G"]]:
+    """Numbers of all views in groups, each as large as all before it, each spread over all of a video.
+
+    The ranks of multiples of the golden ratio, without their whole parts: any number of the first fill the range evenly.
+    """
+    order = (torch.arange(n_views, dtype=torch.float64) * GOLDEN_RATIO % 1.0).argsort(stable=True).argsort(stable=True)
+    start, end = 0, 1
+    while start < n_views:
+        yield order[start:end]
+        start, end = end, 2 * end
 
 
 def _seen(

@@ -62,11 +62,11 @@ class TrainingRun:
     exp_dir: Path
     """The run's folder."""
     model: ImplicitronModelBase
-    """The model, on the CPU, its weights loaded where there is a checkpoint."""
+    """The model, its weights loaded where there is a checkpoint; on the run's device."""
     checkpoint: Checkpoint | None
     """Where to go on from; None: from the start."""
     new_model: Callable[[int], ImplicitronModelBase]
-    """A model on the CPU whose initial weights are drawn from the given seed."""
+    """A model, on the run's device, whose initial weights are drawn from the given seed."""
     optimizer_factory: OptimizerFactoryBase
     """Makes the optimizer of a model."""
     loaders: DataLoaderMap

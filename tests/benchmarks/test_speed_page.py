@@ -16,11 +16,11 @@ FAKES = {
             for captured, kernels, ms in ((True, "auto", 2.5), (True, "torch", 5.0), (False, "auto", 9.0))
         ]
     },
-    "ngp_step": {"rows": [{"precision": "bf16", "captured": True, "ms_median": 1.25}]},
     "ceilings": {"rows": [{"precision": "bf16", "classic_step_ms_1024_rays": 1.173}]},
     "time_to_quality_ngp_blender": {
         "runs": [
             {"steady_seconds_to": {"30": t, "33": 3 * t, "35": None}, "seconds_to": {"30": t + 6.0, "33": 3 * t + 6.0}}
+            | {"ms_per_step": t / 2, "all_views": {"psnr_full_image": 30.0 + t}}
             | {"curve": [{"seconds": t + 6.0, "steady_seconds": t, "psnr": 30.0}]}
             for t in (2.0, 1.0, 4.0)
         ],
@@ -61,7 +61,8 @@ def test_what_was_measured_is_shown(tmp_path):
     numbers = Numbers(tmp_path)
     headline, classic, quality = (speed_page.TABLES[name](numbers) for name in ("headline", "classic", "quality"))
     assert cells(headline, "classic NeRF, 1024 rays, a step in bf16")[1:] == ["2.50 ms", "4.5 (2.2)", "18.4 ms"]
-    assert cells(headline, "`ngp_blender`, a step")[1] == "1.25 ms"
+    assert cells(headline, "`ngp_blender`, a step")[1] == "1.00 ms"
+    assert cells(headline, "`ngp_blender`, lego after")[1] == "32.00 dB"
     assert cells(headline, "`ngp_blender`, lego to 30")[1:] == ["2.0 (1.0 to 4.0) s", "3 (1.5) s", "5 s"]
     assert cells(headline, "`ngp_blender`, lego to 35")[1] == MISSING  # a PSNR that not every seed reached
     assert cells(headline, "`nerf_blender`, a view")[1] == "0.50 s"

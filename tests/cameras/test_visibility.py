@@ -77,3 +77,14 @@ def test_any_view_will_do_and_pieces_change_nothing(monkeypatch: pytest.MonkeyPa
     assert torch.equal(seen_by_any(cameras, centers, radii), each.any(dim=0)) and (each != each[0]).any()
     monkeypatch.setattr("nerf_trainer.cameras.visibility.PAIRS_AT_ONCE", 64)
     assert torch.equal(seen_by_any(cameras, centers, radii), each.any(dim=0))
+
+
+@pytest.mark.parametrize("n_views", [1, 2, 3, 5, 8, 13])
+def test_every_view_is_asked(n_views: int) -> None:
+    """What any one view shows, all of them show, however many there are."""
+    random = torch.Generator().manual_seed(n_views)
+    cameras, centers = orbit(n_views), torch.randn(300, 3, generator=random) * 3.0
+    radii = torch.rand(300, generator=random) * 0.1
+    one_by_one = torch.stack([seen_by_any(cameras[i], centers, radii) for i in range(n_views)])
+    assert seen_by_any(cameras, centers, radii).equal(one_by_one.any(dim=0))
+    assert not one_by_one.all(dim=0).equal(one_by_one.any(dim=0)) or n_views == 1
