@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Self
 
 import jaxtyping
@@ -60,9 +60,19 @@ def shape_checked(made: Any) -> Any:
 
 def _with_checks(function: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
     """The function with its checks, and whether sizes of dimensions are to be remembered while it runs."""
+    _forget_unknown(function)
     if inspect.isgeneratorfunction(function):  # what it is given must be looked at in the call, not at the first item
         return _jaxtyped(function, typechecker=checked), False
     return checked(function), any(map(_names_arrays, _hints(function)))
+
+
+def _forget_unknown(function: Callable[..., Any]) -> None:
+    """Annotations that name what only type checkers import (`if TYPE_CHECKING`) can't be checked, and say nothing."""
+    for name, hint in function.__annotations__.items():
+        try:
+            typing.get_type_hints(SimpleNamespace(__annotations__={name: hint}), function.__globals__)
+        except NameError:
+            function.__annotations__[name] = Any
 
 
 def install() -> None:
