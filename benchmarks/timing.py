@@ -37,6 +37,7 @@ def fresh_memory() -> None:
     """Give back what the last setting left, and count the peak from here."""
     if torch.cuda.is_available():
         gc.collect()
+        torch._C._cuda_clearCublasWorkspaces()  # one a stream, and every captured step had its own
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 

@@ -52,7 +52,7 @@ def seen_by_any(
 def _groups(n_views: int) -> Iterator[Int[Tensor, "G"]]:
     """Numbers of all views in groups, each as large as all before it, each spread over all of a video.
 
-    The ranks of multiples of the golden ratio, without their whole parts: any number of the first fill the range evenly.
+    The ranks of multiples of the golden ratio, without their whole parts: any number of the first lie evenly spread.
     """
     order = (torch.arange(n_views, dtype=torch.float64) * GOLDEN_RATIO % 1.0).argsort(stable=True).argsort(stable=True)
     start, end = 0, 1
