@@ -47,9 +47,9 @@ class Interrupted:
     def __init__(self, nursery: Nursery, folder: Path) -> None:
         self._nursery = nursery
         self._draw = random.Random(7)
-        train(nursery, folder, LONGER, STEPWISE)  # composes, which takes long
+        train(nursery, folder, LONGER, STEPWISE, timeout=240)  # composes, which takes long
         began = time.monotonic()
-        assert train(nursery, folder.with_name("again"), LONGER, STEPWISE).code == 0
+        assert train(nursery, folder.with_name("again"), LONGER, STEPWISE, timeout=240).code == 0
         self._takes_s = time.monotonic() - began
         self._logged, self._final = logged(folder), final(folder)
 
@@ -73,7 +73,7 @@ class Interrupted:
 
     def ends_as_if_nothing_had_been(self, folder: Path) -> None:
         """Go on to the end, and compare."""
-        assert train(self._nursery, folder, LONGER, STEPWISE).code == 0
+        assert train(self._nursery, folder, LONGER, STEPWISE, timeout=240).code == 0
         assert logged(folder) == self._logged
         assert final(folder) == self._final
 
