@@ -1,6 +1,5 @@
 """transforms.json as nerfstudio and instant-ngp write it, read back against the known scene."""
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -8,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from nerf_trainer.data.poses import camera_from_opengl
@@ -516,57 +513,6 @@ def test_more_downscaling_than_there_are_pixels(tmp_path):
     save(tmp_path, nerfstudio(tmp_path, ring(2)))
     with pytest.raises(ConfigError, match="downscale_factor: found 37, larger than the images of"):
         read(tmp_path, downscale_factor=37)
-
-
-JUNK = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-3, 200),
-    st.floats(allow_nan=False),
-    st.text(max_size=8),
-    st.lists(st.one_of(st.integers(-2, 2), st.text(max_size=2), st.lists(st.floats(-2, 2), max_size=4)), max_size=4),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-)
-KEYS = st.sampled_from(
-    [
-        *("camera_model", "is_fisheye", "fl_x", "fl_y", "x_fov", "y_fov", "camera_angle_x", "cx", "cy", "w", "h"),
-        *("k1", "k2", "k3", "k4", "p1", "p2", "aabb_scale", "scale", "offset", "aabb", "from_na", "rolling_shutter"),
-        *("applied_transform", "applied_scale", "ply_file_path", "frames", "train_filenames", "test_filenames"),
-        *("integer_depth_scale", "enable_depth_loading", "file_path", "mask_path", "depth_file_path", "depth_path"),
-        *("transform_matrix", "transform_matrix_start", "time", "n_frames", "ftheta_p0", "latlong"),
-    ]
-)
-
-
-@pytest.fixture(scope="module")
-def mutable_scene(tmp_path_factory):
-    """A folder with images, and a sound document of them."""
-    root = tmp_path_factory.mktemp("mutable")
-    return root, json.dumps(nerfstudio(root, ring(3), k1=0.01))
-
-
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    changes=st.lists(st.tuples(KEYS, JUNK, st.integers(-1, 2)), min_size=1, max_size=3), factor=st.sampled_from([1, 2])
-)
-def test_mutated_documents_never_surprise(mutable_scene, changes, factor):
-    """Row 31 of the fault table: any key, of the file or of a frame, with any value."""
-    root, sound = mutable_scene
-    document = json.loads(sound)
-    for key, value, place in changes:
-        frames = document.get("frames")
-        holder = frames[place] if place >= 0 and isinstance(frames, list) and len(frames) > place else document
-        if isinstance(holder, dict):
-            holder[key] = value
-    save(root, document)
-    try:
-        read_map = read(root, downscale_factor=factor, hold_out_every=2)
-    except DataError as error:
-        assert "\n" not in str(error)
-    except ConfigError as error:
-        assert "hold_out_every" in str(error) or "downscale_factor" in str(error)
-    else:
-        assert len(read_map.train) >= 1
 
 
 @pytest.mark.parametrize(
