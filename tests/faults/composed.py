@@ -2,10 +2,11 @@
 
 Hydra takes most of the time of a training of a few steps. The first process of a command line, which composes it as
 ever, leaves here what was composed; those after it take it from there, and run all else of the command as it is:
-plug-ins, shorthands, building, the run, errors and exit codes.
+plug-ins, shorthands, building, the run, errors and exit codes. For single runs, not for sweeps.
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,6 +14,7 @@ from unittest import mock
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
@@ -61,22 +63,25 @@ class Composition:
     def _leave(self) -> None:
         run_job = launch._run_job
 
-        def leaving(command: Any, cfg: DictConfig, overrides: list[str]) -> None:
-            chosen = {name: HydraConfig.get()[name] for name in _OF_HYDRA}
+        def leaving(command: Any, cfg: DictConfig, *rest: Any) -> Any:
+            of_hydra: Any = HydraConfig.get()
+            chosen = {name: of_hydra[name] for name in _OF_HYDRA}
             whole = {"task": prune(cfg), "hydra": chosen}
             text = "\n".join(OmegaConf.to_yaml({name: node}) for name, node in whole.items())
-            part = self._file.with_suffix(f".{id(self)}.part")
+            part = self._file.with_suffix(f".{os.getpid()}.part")
             part.write_text(text)
             part.rename(self._file)
-            run_job(command, cfg, overrides)
+            return run_job(command, cfg, *rest)
 
         mock.patch.object(launch, "_run_job", leaving).start()
 
     def _take(self) -> None:
-        left = OmegaConf.create(yaml.load(self._file.read_text(), Loader=yaml.CSafeLoader))  # ten times as fast as ours
+        left: Any = OmegaConf.create(
+            yaml.load(self._file.read_text(), Loader=yaml.CSafeLoader)
+        )  # ten times as fast as ours
         folders = [word for word in self._words if word.startswith(_FOLDER)]
         if folders:
-            left.task.exp_dir = folders[-1].removeprefix(_FOLDER)
+            left.task.exp_dir = OverridesParser.create().parse_override(folders[-1]).value()
         others = [word for word in left.hydra.overrides.task if not word.startswith(_FOLDER)]
         left.hydra.overrides.task = [*others, *folders]
 

@@ -35,11 +35,12 @@ from tests.known_scene import facing
 from tests.training.run_records import final, logged
 from tests.training.tiny_run import TinyEvaluator, TinyModel, TinySource
 
+BASE_DIR = "data_source_ImplicitronDataSource_args.dataset_map_provider_BlenderDatasetMapProvider_args.base_dir"
 BLENDER = (
     "data_source_ImplicitronDataSource_args.dataset_map_provider_class_type=BlenderDatasetMapProvider",
     "data_source_ImplicitronDataSource_args.dataset_map_provider_BlenderDatasetMapProvider_args.object_name=scene",
+    f"{BASE_DIR}=${{oc.env:SCENE}}",
 )
-BASE_DIR = "data_source_ImplicitronDataSource_args.dataset_map_provider_BlenderDatasetMapProvider_args.base_dir"
 NO_DATA = f"{BASE_DIR}=/there/are/no/data"
 """A run that looked for them first would end with 3."""
 SECONDS = 3.0
@@ -232,30 +233,34 @@ NAMES = (
 FILM = ("render_size=[4,4]", "video_size=[16,16]", "n_eval_cameras=2")
 
 
+N_QUICK = 3
+LONG = pytest.mark.fault(row=26, long=True)
+
+
 @pytest.mark.fault(row=26)
-def test_any_name_of_the_run_and_of_the_data(fault: Fault, nursery: Nursery, tmp_path: Path):
-    views = facing(3)
-    n = fault.times(len(NAMES), quick=3)
-    for name in NAMES[:: len(NAMES) // n][:n]:
-        data, exp_dir = tmp_path / "data" / name, tmp_path / "runs" / name
-        FORMATS[0].write(data, views)
-        shutil.copy(data / "transforms_train.json", data / "transforms_test.json")
-        words = (*TINY, *BLENDER, assignment(BASE_DIR, str(data)), assignment("exp_dir", str(exp_dir)))
-        for more in (("max_epochs=1",), ("max_epochs=2",), ("max_epochs=2", "eval_only=true")):
-            child = nursery.run(*words, *more, timeout=180.0)
-            assert child.code == 0, f"{name!r}: {child.err}"
-        film = nursery.run(assignment("exp_dir", str(exp_dir)), *FILM, command="nerf_visualizer", timeout=180.0)
-        assert film.code == 0, f"{name!r}: {film.err}"
-        steps = [row["step"] for row in logged(exp_dir) if row["split"] == "train"]
-        assert steps == [3, 4, 6, 8], "resumed after four steps"
-        assert (exp_dir / "results_test.json").is_file()
-        assert sorted(path.name for path in (exp_dir / "checkpoints").glob("step-*")) == [
-            "step-00000004",
-            "step-00000008",
-        ]
-        assert len(list((exp_dir / "video").glob("*.mp4"))) == 4
-        fault.passed()
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(NAMES[:: len(NAMES) // n][:n])
+@pytest.mark.parametrize("name", [*NAMES[:N_QUICK], *(pytest.param(name, marks=LONG) for name in NAMES[N_QUICK:])])
+def test_any_name_of_the_run_and_of_the_data(fault: Fault, nursery: Nursery, tmp_path: Path, name: str):
+    """Trained from a whole command line, as the quotes are typed; gone on with and evaluated from composed ones."""
+    data, exp_dir = tmp_path / "data" / name, tmp_path / "runs" / name
+    FORMATS[0].write(data, facing(3))
+    shutil.copy(data / "transforms_train.json", data / "transforms_test.json")
+    options = {"cwd": tmp_path, "timeout": 180.0, "SCENE": str(data)}
+    typed = nursery.run(*TINY, *BLENDER, "max_epochs=1", assignment("exp_dir", str(exp_dir)), **options)
+    assert typed.code == 0, typed.err
+    quoted = assignment("", str(exp_dir))[1:]
+    for words in (("max_epochs=2",), ("max_epochs=2", "eval_only=true")):
+        child = train(nursery, quoted, *BLENDER, *words, **options)
+        assert child.code == 0, child.err
+    film = nursery.run(assignment("exp_dir", str(exp_dir)), *FILM, command="nerf_visualizer", **options)
+    assert film.code == 0, film.err
+    steps = [row["step"] for row in logged(exp_dir) if row["split"] == "train"]
+    assert steps == [3, 4, 6, 8], "resumed after four steps"
+    assert (exp_dir / "results_test.json").is_file()
+    checkpoints = sorted(path.name for path in (exp_dir / "checkpoints").glob("step-*"))
+    assert checkpoints == ["step-00000004", "step-00000008"]
+    assert len(list((exp_dir / "video").glob("*.mp4"))) == 4
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [name]
+    fault.passed()
 
 
 # --- working directories and links --------------------------------------------------------------------------------

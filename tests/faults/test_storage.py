@@ -328,7 +328,7 @@ def test_no_room_for_a_video_leaves_none_or_its_frames(fault: Fault, place: tupl
     outcomes = set()
     for i in range(n):
         path.write_bytes(old) if i % 2 else path.unlink(missing_ok=True)
-        with room(2000 + i * (24_000 if room is files_no_larger_than else 80_000) // n):
+        with room(2000 + i * (24_000 if room is files_no_larger_than else 130_000) // n):
             writer = VideoWriter(path)
             try:
                 for frame in noise:
