@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.panel import Panel
-from rich.text import Text
 
 from nerf_trainer import __version__, launch
 from nerf_trainer.cameras.cameras import Cameras
@@ -22,8 +19,6 @@ from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.environment import require_variables
 from nerf_trainer.errors import CheckpointError, ConfigError, UserError
-from nerf_trainer.evaluation.evaluator import lpips_net
-from nerf_trainer.evaluation.summaries import metric_label
 from nerf_trainer.models.base import ImplicitronModelBase
 from nerf_trainer.ops.backend import Kernels
 from nerf_trainer.stopping import StoppedError, exit_on_signals
@@ -32,7 +27,7 @@ from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.interruption import RunStoppedError
 from nerf_trainer.training.loop import LoopResult, TrainingLoopBase
 from nerf_trainer.training.metrics_log import FILE_NAME as METRICS_FILE
-from nerf_trainer.training.metrics_log import Row, read_rows
+from nerf_trainer.training.metrics_log import read_rows
 from nerf_trainer.training.model_factory import ModelFactoryBase, learns
 from nerf_trainer.training.optimizer_factory import OptimizerFactoryBase
 from nerf_trainer.training.progress import Display
@@ -48,8 +43,7 @@ from nerf_trainer.training.runtime import (
     seed_everything,
 )
 from nerf_trainer.training.session import TrainingRun
-
-_BOX_WIDTH = 80
+from nerf_trainer.training.summary import scores
 
 
 class Experiment(Configurable):
@@ -150,7 +144,7 @@ class Experiment(Configurable):
             with exclusive(place) if runtime.is_main else nullcontext():
                 result, datasets = self._run(place, text, runtime, display, ranks)
         if result.last_rows and runtime.is_main:
-            _summarize(place, runtime, result, time.monotonic() - started)
+            summarize(place, runtime, result, time.monotonic() - started)
             for line in self._next_commands(folder, words, _to_fly_around(datasets)):
                 display.line(line)
         return result
@@ -350,35 +344,6 @@ def _to_fly_around(datasets: DatasetMap) -> list[str]:
     return [*([] if split in (None, "train") else [assignment("split", split)]), *chosen]
 
 
-def _summarize(folder: Path, runtime: Runtime, result: LoopResult, seconds: float) -> None:
-    """A box at the end, no wider than the screen: the metrics, the costs and the files."""
-    lines = [
-        f"step {result.step}, epoch {result.epoch}; {seconds:.0f} s; peak memory {_gib(runtime.peak_memory_bytes)}"
-    ]
-    for split, row in result.last_rows.items():
-        net = lpips_net(folder, row["step"]) if split == "test" else None
-        values = "  ".join(
-            f"{metric_label(name.removeprefix('loss_'), net)} {value:.4g}" for name, value in _scores(row).items()
-        )
-        lines.append(f"{split}: {values or 'no metrics'}")
-    files = ("expconfig.yaml", "metrics.jsonl", "train_stats.png", "results_test.json", "checkpoints")
-    lines += ["", f"in {folder}:", "  " + "  ".join(name for name in files if (folder / name).exists())]
-    width = min(_BOX_WIDTH, max(len(line) for line in lines) + 4)
-    text = Text("\n".join(lines), overflow="fold")
-    Console(width=width, highlight=False).print(Panel(text, title="finished"))
-
-
-def _scores(row: Row) -> dict[str, float]:
-    """What people compare of a line of the log."""
-    kinds = ("psnr", "ssim", "lpips")
-    scores = {name: v for name, v in row.items() if name == "objective" or any(kind in name for kind in kinds)}
-    return {name: value for name, value in scores.items() if value is not None}
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.2f} GiB"
-
-
 def _task(config: DictConfig, words: list[str]) -> dict[str, Any]:
     """Run it; the numbers that tell jobs of a sweep apart."""
     values = OmegaConf.to_container(prune(config), resolve=False)
@@ -390,7 +355,7 @@ def _task(config: DictConfig, words: list[str]) -> dict[str, Any]:
     split = next((name for name in ("test", "val", "train") if name in rows), None)
     if split is None:
         return {"step": result.step}
-    return {"step": result.step, "split": split, **_scores(rows[split])}
+    return {"step": result.step, "split": split, **scores(rows[split])}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from nerf_trainer.config import Factory, build, schema
 from nerf_trainer.errors import CheckpointError, ConfigError, DataError
-from nerf_trainer.experiment import Experiment, _summarize
+from nerf_trainer.experiment import Experiment
 from nerf_trainer.frames import FrameContents
 from nerf_trainer.geometry.similarity import Similarity
 from nerf_trainer.training.checkpoint import CheckpointStore
@@ -23,6 +23,7 @@ from nerf_trainer.training.progress import Display
 from nerf_trainer.training.run_config import OnConflict
 from nerf_trainer.training.run_lock import exclusive
 from nerf_trainer.training.runtime import Runtime, StatusFile, seed_everything
+from nerf_trainer.training.summary import summarize
 from tests.training import tiny_run
 
 LOOP = "training_loop_ImplicitronTrainingLoop_args"
@@ -171,7 +172,7 @@ def test_the_box_names_the_network_of_lpips_and_keeps_to_the_screen(tmp_path, ca
     folder.mkdir()
     (folder / "results_test.json").write_text(json.dumps([{"step": 8, "lpips_net": "alex"}]))
     row = {"step": 8, "epoch": 1, "split": "test", "psnr_full_image": 30.0, "lpips_full_image": 0.125}
-    _summarize(folder, Runtime(0), LoopResult(8, 2, {"test": row}), 1.0)
+    summarize(folder, Runtime(0), LoopResult(8, 2, {"test": row}), 1.0)
     out = capsys.readouterr().out
     assert "lpips_full_image (alex) 0.125" in " ".join(out.replace("│", " ").split())
     assert max(map(len, out.splitlines())) <= 80

@@ -148,10 +148,10 @@ def test_a_job_whose_machine_is_taken_away_is_queued_again(nursery: Nursery, tmp
     n_steps, chance = 24, random.Random(53)
     words = (*TINY, *WORDS, f"{LOOP}.checkpoint_interval=0", f"max_epochs={n_steps // 4}", "-m", "seed=5")
     assert nursery.run(*words, f"exp_dir={tmp_path / 'whole'}", **ENVIRONMENT).code == 0
-    whole = tmp_path / "whole" / "seed-5"
+    whole = tmp_path / "whole" / "0"
     for i in range(fault.times(5, quick=1)):
         sweep, queued, step = tmp_path / f"taken-{i}", tmp_path / f"queued-{i}", chance.randrange(n_steps - 1)
-        taken, environment = sweep / "seed-5", {**ENVIRONMENT, "SUBMITIT_EXECUTOR": "local", "REQUEUE": str(queued)}
+        taken, environment = sweep / "0", {**ENVIRONMENT, "SUBMITIT_EXECUTOR": "local", "REQUEUE": str(queued)}
         child = nursery.run(*words, f"exp_dir={sweep}", RANK_FAULT=f"0:{step}:signal", **environment)
         assert child.code == 144, child.err[-2000:]
         assert queued.read_text() == "queued again"
@@ -189,7 +189,7 @@ def test_submitit_queues_a_job_again(nursery: Nursery, tmp_path: Path, fault: Fa
     words = (*TINY, *WORDS, f"{LOOP}.checkpoint_interval=0", f"{LOOP}.checkpoint_seconds=600")
     words = (*words, f"max_epochs={n_steps // 4}", f"exp_dir={sweep}", "-m", "seed=5", "hydra/launcher=submitit_local")
     child = nursery.start(*words, **ENVIRONMENT)
-    await_lines(child, sweep / "seed-5", 3, seconds=240)
+    await_lines(child, sweep / "0", 3, seconds=240)
     (job,) = jobs_of_submitit(sweep)
     os.kill(job, signal.SIGUSR2)
     assert child.wait(280) == 0, child.err[-3000:]
@@ -197,6 +197,6 @@ def test_submitit_queues_a_job_again(nursery: Nursery, tmp_path: Path, fault: Fa
     said = log.read_text()
     assert said.count("Requeued job") >= 1
     assert said.count("starts in ") == 1 and said.count("resumes from step ") == 1
-    assert [row["step"] for row in logged(sweep / "seed-5")] == list(range(1, n_steps + 1))
+    assert [row["step"] for row in logged(sweep / "0")] == list(range(1, n_steps + 1))
     assert [job["state"] for job in json.loads((sweep / "sweep.json").read_text())] == ["done"]
     fault.passed()
