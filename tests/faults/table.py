@@ -118,7 +118,11 @@ def marked(file: Path) -> Iterator[tuple[int, str]]:
 def _rows(nodes: Iterator[ast.AST] | list[ast.AST]) -> Iterator[int]:
     for node in nodes:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
-            yield from (k.value.value for k in node.keywords if k.arg == "row" and isinstance(k.value, ast.Constant))
+            yield from (
+                k.value.value
+                for k in node.keywords
+                if k.arg == "row" and isinstance(k.value, ast.Constant) and isinstance(k.value.value, int)
+            )
 
 
 def tests_by_row(folder: Path = FOLDER) -> dict[int, list[str]]:
