@@ -186,11 +186,11 @@ def _become(question: dict[str, Any]) -> None:
         sys.argv = [question["command"], *question["words"]]
         if not question["draws"]:
             mock.patch("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ()).start()
-        if question["compositions"] is not None:
-            from tests.faults.composed import Composition
-
-            Composition(Path(question["compositions"]), sys.argv).use()
         try:
+            if question["compositions"] is not None:
+                from tests.faults.composed import Composition
+
+                Composition(Path(question["compositions"]), sys.argv).use()
             importlib.import_module(COMMANDS[question["command"]]).main()
             code = 0
         except SystemExit as left:
