@@ -319,7 +319,7 @@ def test_no_room_for_results_leaves_the_old_ones_or_writes_all_of_the_new(fault:
 
 @pytest.mark.fault(row=23)
 def test_no_room_for_a_video_leaves_none_or_its_frames(fault: Fault, place: tuple[Path, Room]):
-    """A frame here takes 9 kB as a PNG, the video 60 kB."""
+    """A frame here takes 9 kB as a PNG, the video 18 kB."""
     folder, room = place
     noise = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), dtype=np.uint8)
     path, old = folder / "out" / "video.mp4", b"the old one"
@@ -328,7 +328,7 @@ def test_no_room_for_a_video_leaves_none_or_its_frames(fault: Fault, place: tupl
     outcomes = set()
     for i in range(n):
         path.write_bytes(old) if i % 2 else path.unlink(missing_ok=True)
-        with room(2000 + i * (24_000 if room is files_no_larger_than else 130_000) // n):
+        with room(2000 + i * (14_000 if room is files_no_larger_than else 105_000) // n):
             writer = VideoWriter(path)
             try:
                 for frame in noise:
