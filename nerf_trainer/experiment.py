@@ -43,7 +43,7 @@ from nerf_trainer.training.runtime import (
     seed_everything,
 )
 from nerf_trainer.training.session import TrainingRun
-from nerf_trainer.training.summary import scores
+from nerf_trainer.training.summary import scores, summarize
 
 
 class Experiment(Configurable):
