@@ -82,7 +82,8 @@ class Composition:
         folders = [word for word in self._words if word.startswith(_FOLDER)]
         if folders:
             left.task.exp_dir = OverridesParser.create().parse_override(folders[-1]).value()
-        others = [word for word in left.hydra.overrides.task if not word.startswith(_FOLDER)]
+        words: Any = OmegaConf.to_container(left.hydra.overrides.task, resolve=False)  # as they were typed
+        others = [word for word in words if not word.startswith(_FOLDER)]
         left.hydra.overrides.task = [*others, *folders]
 
         def main(**options: object) -> Any:

@@ -23,8 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     skip = pytest.mark.skip(reason="a long test of faults; `make test-faults` runs it")
     for item in items:
-        mark = item.get_closest_marker("fault")
-        if mark is not None and mark.kwargs.get("long", False):
+        if any(mark.kwargs.get("long", False) for mark in item.iter_markers("fault")):
             item.add_marker(skip)
 
 

@@ -125,7 +125,7 @@ def _rows(nodes: Iterator[ast.AST] | list[ast.AST]) -> Iterator[int]:
             )
 
 
-def tests_by_row(folder: Path = FOLDER) -> dict[int, list[str]]:
+def marked_tests(folder: Path = FOLDER) -> dict[int, list[str]]:
     """For each row that has tests, where they stand: `test_signals.py: test_a, test_b`, an entry a file."""
     found: dict[int, dict[str, list[str]]] = {}
     for file in sorted(folder.glob("test_*.py")):
@@ -139,7 +139,7 @@ def tests_by_row(folder: Path = FOLDER) -> dict[int, list[str]]:
 
 def table() -> str:
     """The rows of each area in Markdown."""
-    tests, lines = tests_by_row(), []
+    tests, lines = marked_tests(), []
     for area, promises in PROMISES.items():
         lines += [f"### {area}", "", "| row | what happens | tests |", "|---:|---|---|"]
         lines += [f"| {row} | {text} | {'; '.join(tests.get(row, ['-']))} |" for row, text in promises.items()]

@@ -1,7 +1,7 @@
 """Every row of the acceptance table has a test."""
 
-from tests.faults.table import ROWS, tests_by_row
+from tests.faults.table import ROWS, marked_tests
 
 
 def test_every_row_has_a_test():
-    assert set(tests_by_row()) == ROWS
+    assert set(marked_tests()) == ROWS

@@ -25,5 +25,5 @@ def test_in_parameters(n): ...
 def test_unmarked(): ...
 """
     )
-    found = table.tests_by_row(tmp_path)
+    found = table.marked_tests(tmp_path)
     assert found == {8: ["`test_marks.py`: `test_above`, `test_in_parameters`"], 9: ["`test_marks.py`: `test_above`"]}

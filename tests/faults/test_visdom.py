@@ -57,7 +57,7 @@ class Clock:
         monkeypatch.setattr(kind, name, watched)
 
 
-LONG = {"max_epochs": 40, "metric_print_interval": 4, "visualize_interval": 4}
+LONG = {"max_epochs": 40, "metric_print_interval": 8, "visualize_interval": 8}
 
 
 @pytest.fixture(scope="module")
