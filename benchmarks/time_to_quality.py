@@ -2,6 +2,7 @@
 
     export BLENDER_DATASET_ROOT=/data BLENDER_SINGLESEQ_CLASS=lego_400
     python -m benchmarks.time_to_quality --config-name ngp_blender --targets 30 33 35 36 --seeds 0 1 2
+    python -m benchmarks.time_to_quality --config-name tensorf_blender --every 2500 --epoch 500 -- precision=bf16
     python -m benchmarks.time_to_quality --config-name ngp_blender --steps 400 --every 100 --name try -- precision=fp32
 
 Every run is nerf_runner in a process of its own, one after another, which tests a part of the test views every --every
@@ -31,6 +32,9 @@ LOOP = "training_loop_ImplicitronTrainingLoop_args"
 DATA = "data_source_ImplicitronDataSource_args"
 LOADER = f"{DATA}.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
 SCENE = f"{DATA}.dataset_map_provider_BlenderDatasetMapProvider_args"
+_RENDERER = "model_factory_ImplicitronModelFactory_args.model_OverfitModel_args.renderer_OccupancyGridRenderer_args"
+TO_THE_LAST_SAMPLE = (f"{_RENDERER}.early_stop=0", f"{_RENDERER}.candidate_budget_training=0")
+"""Rays are followed through everything that the grid holds."""
 FIRST_STEPS = 100
 """Steps in which a step is compiled and captured."""
 
@@ -117,7 +121,7 @@ def waits(options: argparse.Namespace, words: list[str], folder: Path) -> dict[s
 
 def run(options: argparse.Namespace, seed: int, words: list[str], folder: Path) -> dict[str, Any]:
     """Train with one seed; its curve, and when it reached each target."""
-    epochs = -(-options.steps // options.every)
+    epochs = -(-options.steps // options.epoch)
     train([*words, f"max_epochs={epochs}", f"seed={seed}"], folder)
     rows = log_of(folder)
     points = curve(rows, options.metric)
@@ -149,17 +153,23 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-name", default="ngp_blender", help="the recipe, on a scene in Blender format")
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--every", type=int, default=250, help="steps between tests")
+    parser.add_argument("--epoch", type=int, default=None, help="steps of an epoch, where schedules count epochs")
     parser.add_argument("--testskip", type=int, default=5, help="test every so many-th view on the way")
     parser.add_argument("--targets", type=float, nargs="+", default=[30, 33, 35, 36], help="dB")
     parser.add_argument("--metric", default="psnr_full_image", help="of the tests, dB; the record calls it psnr")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run each, one after another")
+    parser.add_argument("--early-stop", action="store_true", help="test the end without early termination too")
     parser.add_argument("--no-waits", action="store_true", help="leave out the two short runs")
     parser.add_argument("--name", default=None, help="of the record; default time_to_quality_RECIPE")
     parser.add_argument("--runs", type=Path, default=Path("runs/time_to_quality"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
     parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
     parser.add_argument("words", nargs="*", help="more words for nerf_runner, after --")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    options.epoch = options.epoch or options.every
+    if options.every % options.epoch != 0:
+        parser.error(f"--every: {options.every}, expected a multiple of the {options.epoch} steps of an epoch")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -169,10 +179,10 @@ def main(arguments: list[str] | None = None) -> None:
     common = ["--config-name", options.config_name, *options.words]
     words = [
         *common,
-        f"{LOADER}.dataset_length_train={options.every}",
+        f"{LOADER}.dataset_length_train={options.epoch}",
         f"{SCENE}.testskip={options.testskip}",
         f"{LOOP}.evaluator_ImplicitronEvaluator_args.lpips_net=none",
-        f"{LOOP}.test_interval=1",
+        f"{LOOP}.test_interval={options.every // options.epoch}",
         f"{LOOP}.validation_interval=0",
         f"{LOOP}.checkpoint_seconds=1.0e9",  # the last epoch saves
         f"{LOOP}.metric_print_interval=50",
@@ -184,7 +194,10 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in options.seeds:
         folder = options.runs / f"seed_{seed}"
         entry = run(options, seed, words, folder)
-        entry["all_views"] = all_views([word for word in words if ".testskip=" not in word], folder)
+        of_all = [word for word in words if ".testskip=" not in word]
+        entry["all_views"] = all_views(of_all, folder)
+        if options.early_stop:
+            entry["all_views_to_the_last_sample"] = all_views([*of_all, *TO_THE_LAST_SAMPLE], folder)
         record["runs"].append(entry)
         shown = {key: entry[key] for key in ("seed", "ms_per_step", "steady_seconds_to", "seconds_to", "final")}
         print({**shown, "all_views": entry["all_views"].get(options.metric)}, flush=True)

@@ -60,6 +60,8 @@ def test_seeds_run_one_after_another(tmp_path, monkeypatch):
 
     def train(words, folder, cache=None):
         trained.append((folder, next(word for word in words if word.startswith("seed="))))
+        assert "max_epochs=4" in words and any(word.endswith(".dataset_length_train=50") for word in words)
+        assert any(word.endswith(".test_interval=4") for word in words)
         folder.mkdir()
         (folder / "metrics.jsonl").write_text(
             "\n".join(map(json.dumps, log([0.1, 0.001, 0.001, 0.001], [(200, 30.5)])))
@@ -67,7 +69,7 @@ def test_seeds_run_one_after_another(tmp_path, monkeypatch):
 
     monkeypatch.setattr(time_to_quality, "train", train)
     monkeypatch.setattr(time_to_quality, "all_views", lambda *_: {"n_views": 4, "psnr_full_image": 30.0})
-    words = ["--steps", "200", "--every", "200", "--seeds", "3", "5", "--no-waits", "--commit", "none"]
+    words = ["--steps", "200", "--every", "200", "--epoch", "50", "--seeds", "3", "5", "--no-waits", "--commit", "none"]
     time_to_quality.main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)])
     assert [seed for _, seed in trained] == ["seed=3", "seed=5"] and trained[0][0] != trained[1][0]
     record = json.loads((tmp_path / "time_to_quality_ngp_blender.json").read_text())
