@@ -22,11 +22,13 @@ class GradientAverage:
     Args:
         model: whose gradients; every rank gets the first one's parameters and buffers.
         runtime: the ranks.
+        large_as: what large gradients are sent in, each rank's being rounded to it; None: as they are.
     """
 
-    def __init__(self, model: nn.Module, runtime: Runtime) -> None:
+    def __init__(self, model: nn.Module, runtime: Runtime, large_as: torch.dtype | None = None) -> None:
         self._model = model
         self._runtime = runtime
+        self._large_as = large_as
         self._reached: list[nn.Parameter] | None = None
         self.begin()
 
@@ -55,8 +57,7 @@ class GradientAverage:
             if parameter.dtype == torch.float32 and parameter.numel() < _LARGE:
                 small.append(parameter)
             else:
-                parameter.grad = parameter.grad.contiguous()
-                distributed.all_reduce(parameter.grad)
+                parameter.grad = self._sum_large(parameter.grad)
         flag = (~finite).to(torch.float32).reshape(1)
         joined = torch.cat([*(p.grad.flatten() for p in small if p.grad is not None), flag])
         distributed.all_reduce(joined)
@@ -64,6 +65,12 @@ class GradientAverage:
         for parameter, summed in zip(small, sums, strict=True):
             parameter.grad = summed.view_as(parameter)
         return flags[0] == 0
+
+    def _sum_large(self, gradient: Tensor) -> Tensor:
+        """A gradient summed by itself."""
+        sent = gradient.contiguous() if self._large_as is None else gradient.to(self._large_as).contiguous()
+        distributed.all_reduce(sent)
+        return sent.to(gradient.dtype)
 
     def _agree(self) -> list[nn.Parameter]:
         """The parameters that some rank reached in this step, on every rank in the same order."""

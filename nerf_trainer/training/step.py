@@ -27,7 +27,7 @@ from nerf_trainer.renderers.base import RendererOutput
 from nerf_trainer.training.captured import CapturedStep, CudaGraphs, why_eager
 from nerf_trainer.training.gradient_average import GradientAverage
 from nerf_trainer.training.optimizer_factory import skips_on_device, while_captured
-from nerf_trainer.training.runtime import Runtime
+from nerf_trainer.training.runtime import Precision, Runtime
 from nerf_trainer.training.static_batches import StaticBatches
 
 OVERFLOWS = "fp16_overflows"
@@ -215,7 +215,9 @@ class TrainingStep:
         reason = why_eager(model, optimizer, runtime) if capture else "capture_step is off"
         if reason is not None and runtime.device.type == "cuda":
             say(f"step: eager, since {reason}")
-        self._average = GradientAverage(model, runtime) if reason is None and runtime.world_size > 1 else None
+        sent_as = torch.bfloat16 if runtime.precision is Precision.bf16 else None
+        captures = reason is None and runtime.world_size > 1
+        self._average = GradientAverage(model, runtime, large_as=sent_as) if captures else None
         self._make_body = partial(_Body, model, optimizer, runtime, clip_grad, self._average, record)
         self._body = self._make_body()
         if reason is None:

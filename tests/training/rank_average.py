@@ -52,6 +52,12 @@ def average_a_rank(rank: int, folder: str) -> None:
     assert model.of_none.grad is None
     kept |= {f"grad.{name}": p.grad.contiguous() for name, p in model.named_parameters() if p.grad is not None}
     kept["flags"] = torch.stack(flags)
+    model.zero_grad(set_to_none=True)
+    rounding = GradientAverage(model, runtime, large_as=torch.bfloat16)
+    (model.objective(rank) / 3 / runtime.world_size).backward()
+    rounding(torch.tensor(True))
+    assert model.large.grad is not None and model.shared.grad is not None
+    kept |= {"rounded.large": model.large.grad.contiguous(), "rounded.shared": model.shared.grad}
     kept |= {f"step.{name}": value for name, value in stepped(runtime, [frame(1 + rank), frame(3 + rank)]).items()}
     save_file(kept, Path(folder, f"rank-{rank}"))
     torch.distributed.destroy_process_group()

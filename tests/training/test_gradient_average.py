@@ -18,6 +18,9 @@ def test_ranks_have_the_same_mean_of_what_any_of_them_reached(tmp_path: Path) ->
         assert kept["grad.shared"].tolist() == [1.5, 1.5]
         assert torch.equal(kept["grad.large"], torch.full((3, 4), 4.0))
         assert kept["grad.of_second"].tolist() == [3.5, 3.5, 3.5]
+        # 3 / 6 and 5 / 6, of which the second is 0.83203 in bfloat16; their sum is rounded too, to a 128th.
+        assert torch.equal(kept["rounded.large"], torch.full((3, 4), 1.328125)), "small ones are never rounded"
+        torch.testing.assert_close(kept["rounded.shared"], torch.full((2,), 0.5))
         assert kept["flags"].tolist() == [True, False, True]
         # A step of two ranks on two batches each is one of a single rank on all four.
         for name, value in stepped(Runtime(), [frame(1), frame(2), frame(3), frame(4)]).items():
