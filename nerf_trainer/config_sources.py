@@ -1,16 +1,22 @@
-"""What Hydra may be given to read: YAML that was looked at first, overrides that name no code, and no pickle."""
+"""What Hydra may be given to read: YAML that was looked at first, overrides that name no code, and no pickle.
+
+Interpolations may write configurations too (`${oc.create:{a: 1}}`); those are looked at when they are made.
+"""
 
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.plugins.config_source import ConfigResult
+from omegaconf import Container, Node, OmegaConf
+from omegaconf.resolvers import oc
 
 from nerf_trainer.errors import ConfigError, keyed_line
-from nerf_trainer.yaml_files import read_yaml_text, require_no_code
+from nerf_trainer.yaml_files import check_yaml, read_yaml_text, require_no_code
 
 
 class FileConfigSource(file_config_source.FileConfigSource):
@@ -33,8 +39,35 @@ class FileConfigSource(file_config_source.FileConfigSource):
 
 
 def watch_config_files() -> None:
-    """Let Hydra read YAML files through `FileConfigSource`. Its plug-ins must have been found before."""
+    """Let Hydra read YAML files through `FileConfigSource`, and look at what interpolations write.
+
+    Hydra's plug-ins must have been found before.
+    """
     SourcesRegistry.instance().types["file"] = FileConfigSource
+    for name, resolver in (("oc.create", _create), ("oc.decode", _decode), ("oc.select", _select)):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _create(obj: Any, _parent_: Container) -> Any:
+    """OmegaConf's `oc.create` of what names no code."""
+    if isinstance(obj, str):
+        check_yaml(obj, "oc.create")
+    return oc.create(_harmless("oc.create", obj), _parent_)
+
+
+def _decode(expr: str | None, _parent_: Container, _node_: Node) -> Any:
+    """OmegaConf's `oc.decode`, where what it gives names no code."""
+    return _harmless("oc.decode", oc.decode(expr, _parent_, _node_))
+
+
+def _select(key: str, default: Any = oc._DEFAULT_MARKER_, *, _parent_: Container) -> Any:
+    """OmegaConf's `oc.select`, where what stands in for a missing key names no code."""
+    return oc.select(key, _harmless("oc.select", default), _parent_=_parent_)
+
+
+def _harmless(resolver: str, value: Any) -> Any:
+    require_no_code(resolver, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+    return value
 
 
 def require_harmless(args: Namespace, overrides: Iterable[Override]) -> None:

@@ -376,7 +376,8 @@ def _explain(command: _Command, root: type[Configurable] | None, error: Exceptio
     if key is None and cause.full_key == "hydra.sweep.dir":  # made of exp_dir alone
         key = "exp_dir"
     if str(key or cause.full_key).startswith("hydra."):
-        return ConfigError(keyed_line(str(key or cause.full_key), str(cause).splitlines()[0]))
+        problem = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(cause).splitlines()[0])
+        return ConfigError(keyed_line(str(key or cause.full_key), problem))
     explained = explain(root, cause, key)
     composing = re.match(r"In '([^']+)':", str(error))
     return ConfigError(keyed_line(f"{composing[1]}.yaml", str(explained))) if composing else explained

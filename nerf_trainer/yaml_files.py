@@ -26,8 +26,10 @@ _PARSER: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _TAGS = frozenset({"!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))})
 """Tags that may stand there; those of Python's objects are refused, and values need none."""
 _TARGET = "_target_"
-_LOGGING_CLASS = re.compile(r"logging\.(handlers\.)?[A-Z][A-Za-z]+")
-"""What the `class` of a logging handler may be: one of the standard library's own."""
+_LOGGING_CLASS = re.compile(r"logging\.(handlers\.(?!Queue))?[A-Z][A-Za-z]+")
+"""What the `class` of a logging handler may be: one of the standard library's own that calls nothing by its name."""
+_IMPORTED = re.compile(r"\bext://(?!sys\.(stdout|stderr)$)")
+"""What logging imports, but for the two streams."""
 
 
 def read_yaml_text(path: Path) -> str:
@@ -91,6 +93,7 @@ def require_no_code(key: str, value: Any) -> None:
     for name, item in ((last, value), *_pairs(value)):
         for text in item if isinstance(item, list | tuple) else (item,):  # a sweep's values
             _require_harmless(name, text if isinstance(text, str) else None, key)
+            _require_no_import(text, key)
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
@@ -113,6 +116,12 @@ def _require_harmless(key: str, value: str | None, where: str) -> None:
     else:
         return
     raise ConfigError(keyed_line(where, problem))
+
+
+def _require_no_import(text: Any, where: str) -> None:
+    if isinstance(text, str) and _IMPORTED.search(text) is not None:
+        problem = f"{shown(text)} would be imported; expected ext://sys.stdout or ext://sys.stderr"
+        raise ConfigError(keyed_line(where, problem))
 
 
 @dataclass
@@ -153,6 +162,7 @@ class _Walk:
             n_nodes, text = self.anchors.get(event.anchor, (1, None))
             self._add(n_nodes, text, line)
         elif isinstance(event, yaml.ScalarEvent):
+            _require_no_import(event.value, f"{self.name}: line {event.start_mark.line + 1}")
             self._add(1, event.value, event.start_mark.line + 1)
             self._name(event.anchor, 1, event.value)
         elif isinstance(event, yaml.CollectionStartEvent):

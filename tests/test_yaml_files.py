@@ -44,6 +44,8 @@ def test_recipes_are_harmless():
         "class: [1]",
         "? [1, 2]\n: 3\n",
         "class_type: os.system",
+        "stream: ext://sys.stdout\nother: [ext://sys.stderr, text://a]",
+        "class: logging.handlers.RotatingFileHandler",
         "a: " + "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1),
     ],
 )
@@ -63,6 +65,10 @@ def test_what_is_harmless_passes(text):
         ("x: &v logging.os.system\nh: {class: *v}", "class: 'logging.os.system' would be called"),
         ("class: logging.StreamHandler.x", "class: "),
         ("class: ${oc.env:A}", "class: "),
+        ("class: logging.handlers.QueueHandler", "class: "),  # its queue is made by the name of a function
+        ("h: {stream: ext://os}", "line 1: 'ext://os' would be imported"),
+        ("h: [1,\n  ext://sys.stdout.x]", "line 2: 'ext://sys.stdout.x'"),
+        ("h: ${oc.env:A,ext://os}", "would be imported"),
         ("a: !!python/object/apply:os.system [x]", "line 1: the tag '!!python/object/apply:os.system'"),
         ("a: !!python/name:os.system", "the tag"),
         ("a: !mine 3", "the tag '!mine'"),
@@ -118,6 +124,8 @@ def test_files_that_are_none(tmp_path: Path):
         ("hydra.job_logging.handlers.x", {"class": "logging.os.system"}),
         ("hydra.job_logging.handlers.x.class", ["logging.StreamHandler", "os.system"]),
         ("a", {"()": "x"}),
+        ("hydra.job_logging.handlers.x.stream", "ext://os"),
+        ("a", {"b": ["ext://os"]}),
     ],
 )
 def test_overrides_name_no_code(key, value):

@@ -274,6 +274,30 @@ def test_what_overrides_name_is_not_called(fault: Fault, command: Callable[[str]
         fault.passed()
 
 
+WRITTEN = (
+    'hydra: {callbacks: {x: "${oc.create:CALL}"}}',
+    "hydra: {callbacks: {x: \"${oc.create:'CALL'}\"}}",
+    "hydra: {callbacks: {x: \"${oc.decode:'CALL'}\"}}",
+    'hydra: {callbacks: {x: "${oc.select:nothing,CALL}"}}',
+    "seed: 1\nplugins: []\nhydra: {job: {name: _target_}, callbacks: {x: \"${oc.decode:'NAMED'}\"}}",
+)
+"""Calls that are in no file, but come out of what OmegaConf's interpolations write."""
+WRITTEN_CALL = "{_target_: pathlib.Path.touch, _args_: [{_target_: pathlib.Path, _args_: [SENTINEL]}]}"
+
+
+@pytest.mark.fault(row=55)
+def test_what_interpolations_write_is_not_called(fault: Fault, command: Callable[[str], Typed], tmp_path: Path):
+    sentinel, n = tmp_path / "sentinel", fault.times(len(WRITTEN), quick=2)
+    for text in WRITTEN[:n]:
+        call = WRITTEN_CALL.replace("SENTINEL", str(sentinel))
+        named = call.replace("_target_", "${hydra.job.name}")
+        text = f"defaults: [quickstart, _self_]\n{text.replace('CALL', call).replace('NAMED', named)}"
+        line = refusal(own_yaml(command, text), text)
+        assert "hydra.callbacks" in line and "_target_ is never called here" in line, line
+        assert not sentinel.exists(), text
+        fault.passed()
+
+
 @pytest.mark.fault(row=55)
 def test_they_run_where_they_are_let(tmp_path: Path):
     """Hydra refuses some names of its own accord; one that it lets through shows that the payloads are live."""
