@@ -60,7 +60,7 @@ test: $(INSTALLED_DEV) ## Run every test that this machine can run
 # How much of the table of faults runs: quick, tenth or full.
 FAULTS ?= full
 test-faults: $(INSTALLED_DEV) ## Kill, starve and mislead runs as often as the table of faults asks (FAULTS=tenth: a tenth of it)
-	NERF_TRAINER_FAULTS=$(FAULTS) $(BIN)/python -m pytest $(IN_PARALLEL) tests/faults $(PYTEST_ARGS)
+	NERF_TRAINER_FAULTS=$(FAULTS) $(BIN)/python -m pytest $(IN_PARALLEL) --durations=30 tests/faults $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED_DEV) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
