@@ -24,12 +24,10 @@ import io
 import json
 import logging
 import os
-import resource
 import shutil
 import signal
 import struct
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +49,7 @@ from nerf_trainer.rays.samplers import NearFarRaySampler
 from tests.data.scene_formats import BLENDER_FILE, FORMATS, SceneFormat, edit_json, llff_setting
 from tests.faults.counts import Fault
 from tests.known_scene import facing
+from tests.peak_memory import memory_grows_by_less_than
 
 N_FRAMES = 20
 FEW = 3
@@ -245,14 +244,12 @@ def bombs() -> list[bytes]:
 def test_30_decompression_bombs_are_refused_from_the_header(kind, fresh, bombs, fault: Fault):
     folder = fresh(kind)
     read(kind, folder)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for content in bombs:
         assert len(content) < 40_000
         kind.image(folder, 1).write_bytes(content)
-        line = refusal(kind, folder)
+        with memory_grows_by_less_than(50):
+            line = refusal(kind, folder)
         assert "megapixels" in line and kind.frame(1) in line
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 50 * 1024, "kB"
     fault.passed(fault.times(len(bombs), quick=len(bombs)))
 
 
@@ -338,7 +335,7 @@ def test_31_a_thousand_spoiled_descriptions(kind, fresh, fault: Fault):
 
     attempt()
     assert outcomes["read"] > n // 100 and outcomes["refused"] > n // 4
-    fault.passed(n)
+    fault.passed(sum(outcomes.values()))
 
 
 @pytest.mark.parametrize("kind", JSON_FORMATS, ids=lambda kind: kind.name)
@@ -346,9 +343,9 @@ def test_31_a_thousand_spoiled_descriptions(kind, fresh, fault: Fault):
 def test_31_a_gigabyte_is_refused_by_its_size(kind, fresh):
     folder = fresh(kind)
     os.truncate(folder / kind.json_file, 2**30)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    assert f"found 1024 MiB of JSON, expected at most {MAX_JSON_BYTES // 2**20} MiB" in refusal(kind, folder)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024 and time.monotonic() - start < 1
+    with memory_grows_by_less_than(50), within(6):
+        line = refusal(kind, folder)
+    assert f"found 1024 MiB of JSON, expected at most {MAX_JSON_BYTES // 2**20} MiB" in line
 
 
 @every_format
@@ -530,9 +527,8 @@ def test_36_images_that_are_links_out_of_the_scene(kind, fresh):
 @pytest.mark.fault(row=38)
 def test_38_a_pipe_and_a_device_are_not_waited_for(kind, fresh, fault: Fault):
     made = (os.mkfifo, lambda path: os.symlink("/dev/zero", path), os.mkdir)
-    for make in made:
-        folder = fresh(kind, name=f"pipe_{len(os.listdir(fresh(kind, name='copy').parent))}")
-        shutil.rmtree(folder.parent / "copy")
+    for i, make in enumerate(made):
+        folder = fresh(kind, name=f"pipe_{i}")
         kind.image(folder, 1).unlink()
         make(kind.image(folder, 1))
         with within(6):  # 2 s, thrice for a busy machine
