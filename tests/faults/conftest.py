@@ -49,13 +49,20 @@ _SHOWN = pytest.StashKey[Fault]()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    """Sends what a test counted along with its report, which pytest-xdist carries to the main process."""
+    """Sends what a test counted along with its report, which pytest-xdist carries to the main process.
+
+    A test that counted less than it was to run has failed, whatever it asserted.
+    """
     report = yield
     mark = item.get_closest_marker("fault")
-    if report.when == "call" and mark is not None:
-        shown = item.stash.get(_SHOWN, None)
-        passed, of_table = (shown.n_passed, shown.n_of_table) if shown is not None else (1, 1)
-        report.user_properties.append((PROPERTY, [mark.kwargs["row"], max(passed, 1), max(of_table, 1)]))
+    if mark is None or (report.passed and report.when != "call"):
+        return report
+    shown = item.stash.get(_SHOWN, None)
+    if report.passed and shown is not None and shown.n_passed < max(shown.n_asked, 1):
+        report.outcome = "failed"
+        report.longrepr = f"takes `fault` and counted {shown.n_passed} of {shown.n_asked}"
+    counted = (int(report.passed), 1) if shown is None else (shown.n_passed, max(shown.n_of_table, 1))
+    report.user_properties.append((PROPERTY, [mark.kwargs["row"], *counted]))
     return report
 
 
@@ -65,12 +72,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not file:
         return
     lines = []
-    for outcome in ("passed", "failed"):
+    for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
             for name, value in report.user_properties:
-                if name == PROPERTY and report.when == "call":
+                if name == PROPERTY:
                     row, passed, of_table = value
-                    n = str(passed) if outcome == "passed" else f"FAILED after {passed}"
+                    n = {"passed": str(passed), "skipped": "skipped"}.get(outcome, f"FAILED after {passed}")
                     lines.append((row, report.nodeid.split("/")[-1], n, of_table))
     head = ["| row | test | passed | of |", "|---|---|---|---|"]
     rows = [f"| {row} | `{test}` | {n} | {of} |" for row, test, n, of in sorted(lines)]

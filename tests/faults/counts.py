@@ -26,13 +26,16 @@ class Fault:
     """The row's number."""
     n_of_table: int = 0
     """How many times the table asks for; 0 as long as the test has not said."""
+    n_asked: int = 0
+    """How many times to run, of what the table asks for."""
     n_passed: int = 0
     """How many passed so far."""
 
     def times(self, of_table: int, quick: int) -> int:
         """How many times to run: `of_table` at full, a tenth of it (at least `quick`) in CI, `quick` in `make test`."""
         self.n_of_table = of_table
-        return {"quick": quick, "tenth": max(quick, -(-of_table // 10)), "full": of_table}[level()]
+        self.n_asked = {"quick": quick, "tenth": max(quick, -(-of_table // 10)), "full": of_table}[level()]
+        return self.n_asked
 
     def passed(self, n: int = 1) -> None:
         """Count what passed; called after the assertions that show it."""

@@ -116,7 +116,10 @@ class Nursery:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the nursery has ended with {self._process.wait(30)}; its stderr says why")
+        return json.loads(answer)
 
     def start(
         self,
@@ -223,6 +226,7 @@ def _serve(modules: list[str]) -> None:
     importlib.import_module("tests.faults.composed").make_ready()
     gc.collect()
     gc.freeze()  # a child's collections need not walk through, and so copy, what is there before it
+    started: list[int] = []
     ended: dict[int, int] = {}
     for line in sys.stdin:
         question = json.loads(line)
@@ -232,8 +236,12 @@ def _serve(modules: list[str]) -> None:
             pid = os.fork()
             if pid == 0:
                 _become(question)
+            started.append(pid)
             answer = {"pid": pid}
         print(json.dumps(answer), flush=True)
+    for pid in started:  # those that a test that failed has left
+        if _poll(pid, ended) is None:
+            os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":
