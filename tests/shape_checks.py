@@ -49,7 +49,7 @@ def shape_checked(made: Any) -> Any:
         __tracebackhide__ = True
         nonlocal inner, has_dimensions
         if inner is None:  # the first call: most functions of the package are never called in a process of tests
-            inner, has_dimensions = _with_checks(made)
+            has_dimensions, inner = _with_checks(made)
         if not has_dimensions:
             return inner(*args, **kwargs)
         with _dimensions:
@@ -58,12 +58,12 @@ def shape_checked(made: Any) -> Any:
     return call
 
 
-def _with_checks(function: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
-    """The function with its checks, and whether sizes of dimensions are to be remembered while it runs."""
+def _with_checks(function: Callable[..., Any]) -> tuple[bool, Callable[..., Any]]:
+    """Whether sizes of dimensions are to be remembered while the function runs, and the function with its checks."""
     _forget_unknown(function)
     if inspect.isgeneratorfunction(function):  # what it is given must be looked at in the call, not at the first item
-        return _jaxtyped(function, typechecker=checked), False
-    return checked(function), any(map(_names_arrays, _hints(function)))
+        return False, _jaxtyped(function, typechecker=checked)
+    return any(map(_names_arrays, _hints(function))), checked(function)
 
 
 def _forget_unknown(function: Callable[..., Any]) -> None:
