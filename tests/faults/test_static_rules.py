@@ -3,7 +3,7 @@
 No unpickling (pickle and what is built on it, `weights_only=False`, `allow_pickle=True`), no `eval` or `exec`, no YAML
 loader that makes objects, no archive unpacked to a disk, no shell, nothing of Hydra's that calls what a configuration
 names, no state of Accelerate's that is pickled. The checker itself is shown to find each of them, by whatever name it
-was imported.
+was imported. One place is let through: see `LET`.
 """
 
 import ast
@@ -29,13 +29,26 @@ KEEPS_THE_WORD = {
 }
 """Files that may hold the word `_target_`, each with its reason."""
 
+LET = {
+    (
+        "nerf_trainer/training/runtime.py",
+        "torch.distributed.all_gather_object",
+    ): "the processes of a job trust each other"
+}
+"""What one file may use, with its reason."""
+
 PICKLERS = frozenset(
     {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "jsonpickle", "joblib", "shelve", "marshal"}
 )
 NAMES = frozenset(
     {
         *("eval", "exec", "__import__", "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"),
+        *("asyncio.create_subprocess_shell", "os.spawnl", "os.spawnlp", "os.execl", "os.execlp"),
         *("runpy.run_path", "runpy.run_module", "code.interact", "pty.spawn"),
+        *("torch.distributed.all_gather_object", "torch.distributed.gather_object"),
+        *("torch.distributed.broadcast_object_list", "torch.distributed.scatter_object_list"),
+        *("torch.distributed.recv_object_list", "accelerate.utils.gather_object"),
+        *("accelerate.utils.broadcast_object_list", "multiprocessing.connection.Client"),
         *("torch.hub.load", "torch.jit.load", "torch.package.PackageImporter", "pandas.read_pickle"),
         *("hydra.utils.instantiate", "hydra.utils.call", "hydra.utils.get_method", "hydra.utils.get_class"),
         *("hydra.utils.get_object", "yaml.unsafe_load", "yaml.unsafe_load_all", "yaml.full_load", "yaml.full_load_all"),
@@ -46,6 +59,7 @@ NAMES = frozenset(
 """What may not even be referred to: a call may come later, by another name."""
 METHODS = frozenset({"extractall", "extract", "register_for_checkpointing", "load_state"})
 """Methods of whatever object: of archives, and of Accelerate."""
+SHELLS = frozenset({"sh", "bash", "/bin/sh", "/bin/bash"})
 SAFE_LOADERS = frozenset({"yaml.SafeLoader", "yaml.CSafeLoader"})
 
 
@@ -112,6 +126,9 @@ def _of_call(call: ast.Call, imported: dict[str, str]) -> Iterator[str]:
         yield "np.load with a positional allow_pickle"
     if given.get("shell", False) is not False:
         yield "shell=..."
+    words = [node.value for arg in call.args[:1] for node in ast.walk(arg) if isinstance(node, ast.Constant)]
+    if callee.startswith("subprocess.") and "-c" in words and SHELLS & {str(word) for word in words}:
+        yield "a shell"
     if callee in ("yaml.load", "yaml.load_all"):
         loaders = [dotted(value, imported) for value in (*call.args[1:], *(k.value for k in call.keywords))]
         if not SAFE_LOADERS & set(loaders):
@@ -124,9 +141,10 @@ def _of_call(call: ast.Call, imported: dict[str, str]) -> Iterator[str]:
 def test_no_source_runs_what_a_file_names(fault: Fault):
     n = fault.times(len(SOURCES), quick=len(SOURCES))
     found = [
-        f"{path.relative_to(REPOSITORY)}:{line}: {what}" for path in SOURCES for line, what in findings(tree(path))
+        (path.relative_to(REPOSITORY).as_posix(), what, line) for path in SOURCES for line, what in findings(tree(path))
     ]
-    assert found == [] and n > 250
+    assert [f"{path}:{line}: {what}" for path, what, line in found if (path, what) not in LET] == [] and n > 250
+    assert {(path, what) for path, what, _ in found} == set(LET), "what is no longer there needs no leave"
     fault.passed(n)
 
 
@@ -179,6 +197,11 @@ SAMPLES = [
     "import subprocess\nsubprocess.run('ls', shell=True)",
     "import subprocess\nsubprocess.run('ls', shell=flag)",
     "import subprocess\nsubprocess.getoutput('ls')",
+    "import subprocess\nsubprocess.run(['sh', '-c', text])",
+    "from subprocess import Popen\nPopen(['/bin/bash', '-c', text])",
+    "import torch.distributed as dist\ndist.broadcast_object_list(parts)",
+    "import torch\ntorch.distributed.all_gather_object(parts, item)",
+    "from accelerate.utils import gather_object",
     "import os\nos.system('ls')",
     "from os import system as run\nrun('ls')",
     "from os import popen",
@@ -194,7 +217,7 @@ HARMLESS = [
     "import numpy as np\nnp.load(path, allow_pickle=False)\nnp.load(path)",
     "model.eval()\nmodel.compile()",
     "import yaml\nyaml.safe_load(text)\nyaml.load(text, Loader=yaml.CSafeLoader)\nclass Own(yaml.SafeLoader): ...",
-    "import subprocess\nsubprocess.run(['ls'], shell=False)",
+    "import subprocess\nsubprocess.run(['ls'], shell=False)\nsubprocess.run(['ls', '-c'])",
     "import json\njson.load(stream)",
     "from safetensors.torch import load\nload(data)",
     "spec.loader.exec_module(module)",
