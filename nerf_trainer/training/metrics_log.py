@@ -90,32 +90,44 @@ class MetricsLog:
             return None
         line = json.dumps({name: to_json_value(value) for name, value in row.items()}, allow_nan=False) + "\n"
         try:
-            # Unbuffered: a buffer would try again to write what failed, be it in `truncate` or in `close`.
-            with open(self.path, "ab", buffering=0) as file:
-                end = file.seek(0, os.SEEK_END)
-                try:
-                    rest = line.encode()
-                    while rest:
-                        rest = rest[file.write(rest) :]
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        file.truncate(end)
-                    raise
+            append_whole(self.path, line)
         except OSError as error:
             first, self._failed = not self._failed, True
             return f"{self.path} could not be written ({error.strerror}); training goes on" if first else None
         return None
 
     def offset(self) -> int:
-        """Bytes written so far, all of them on the disk; a checkpoint saves it."""
+        """Bytes written so far, brought to the disk where it lets them; a checkpoint saves it.
+
+        What the disk refuses still counts: a run that resumes would cut away the whole log otherwise.
+        """
         if self.path is None:
             return 0
+        with contextlib.suppress(OSError), open(self.path, "ab") as file:
+            os.fsync(file.fileno())
         try:
-            with open(self.path, "ab") as file:
-                os.fsync(file.fileno())
-                return file.tell()
-        except OSError:
+            return self.path.stat().st_size
+        except OSError:  # there is no checkpoint either where the folder is gone
             return 0
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Add text to the end of a file, or nothing of it.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    # Unbuffered: a buffer would try again to write what failed, be it in `truncate` or in `close`.
+    with open(path, "ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            rest = text.encode()
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 def _end_of_lines(file: BinaryIO, end: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from nerf_trainer.frames import FrameData
+from nerf_trainer.training.metrics_log import append_whole
 from nerf_trainer.training.runtime import Runtime
 from nerf_trainer.training.step import StepResult
 
@@ -35,18 +36,16 @@ class SkippedSteps:
     def __init__(self, runtime: Runtime, folder: Path) -> None:
         self._runtime = runtime
         self._path = folder / FILE_NAME
-        self._flags = torch.zeros(_REMEMBERED, dtype=torch.int64, device=runtime.device)
-        """In a ring: 0 for a step that was taken, 1 for a skipped one, 2 where this rank's objective was to blame."""
-        self._place = torch.zeros(1, dtype=torch.int64, device=runtime.device)
-        self._n_steps = 0
+        self._failed = False
+        self._flags = torch.zeros(_REMEMBERED, dtype=torch.uint8, device=runtime.device)
+        """The newest step last: 0 if it was taken, 1 if it was skipped, 2 where this rank's objective was to blame."""
         self._batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=_REMEMBERED)
 
     def accumulate(self, result: StepResult) -> None:
         """The device's part of a step, in place; may be part of a captured one."""
-        skipped = result.skipped
-        blamed = skipped & ~result.metrics["objective"].isfinite()
-        self._flags.scatter_(0, self._place, (skipped.to(torch.int64) + blamed).reshape(1))
-        self._place.add_(1).remainder_(_REMEMBERED)
+        finite = result.metrics["objective"].abs() < torch.inf
+        flag = result.skipped.to(torch.uint8) + (finite < result.skipped)  # of booleans: skipped, and not finite
+        self._flags.copy_(torch.cat([self._flags[1:], flag.reshape(1)]))
 
     def count(self, step: int, batches: Sequence[FrameData]) -> None:
         """The host's part, after each step.
@@ -56,7 +55,6 @@ class SkippedSteps:
             batches: what it was trained on.
         """
         self._batches.append((step, [_named(frames) for frames in batches]))
-        self._n_steps += 1
 
     def write(self, last_checkpoint: str | None) -> str | None:
         """Write down the skipped ones of the steps since the last call; every rank calls this, and waits.
@@ -65,9 +63,9 @@ class SkippedSteps:
             last_checkpoint: of the run, relative to its folder.
 
         Returns:
-            What to tell the user where the file could not be written.
+            What to tell the user where the file could not be written, the first time.
         """
-        flags, before = self._flags.tolist(), self._n_steps - len(self._batches)
+        flags = self._flags.tolist()[_REMEMBERED - len(self._batches) :]
         found = [
             {
                 "step": step,
@@ -76,26 +74,24 @@ class SkippedSteps:
                 "batches": batches,
                 "last_checkpoint": last_checkpoint,
             }
-            for i, (step, batches) in enumerate(self._batches)
-            if (flag := flags[(before + i) % _REMEMBERED])
+            for flag, (step, batches) in zip(flags, self._batches, strict=True)
+            if flag
         ]
         self.forget()
         lines = sorted(self._runtime.gather_objects(found), key=lambda line: (line["step"], line["rank"]))
         if not lines or not self._runtime.is_main:
             return None
         try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+            append_whole(self._path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
         except OSError as error:
-            return f"{self._path} could not be written ({error.strerror}); training goes on"
+            first, self._failed = not self._failed, True
+            return f"{self._path} could not be written ({error.strerror}); training goes on" if first else None
         return None
 
     def forget(self) -> None:
         """Leave the steps since the last call out."""
         self._flags.zero_()
-        self._place.zero_()
         self._batches.clear()
-        self._n_steps = 0
 
 
 def _named(frames: FrameData) -> dict[str, Any]:

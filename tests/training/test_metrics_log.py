@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 
 import pytest
 
@@ -48,6 +50,20 @@ def test_resuming_forgets_what_came_after_the_checkpoint(tmp_path):
 def test_shorter_file_than_the_checkpoint_knew_is_kept(tmp_path):
     MetricsLog(tmp_path).append(ROWS[0])
     assert list(read_rows(MetricsLog(tmp_path, 10_000).path)) == ROWS[:1]
+
+
+def test_what_the_disk_does_not_confirm_is_kept_all_the_same(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path)
+    for row in ROWS:
+        log.append(row)
+
+    def refuse(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    offset = log.offset()
+    monkeypatch.undo()
+    assert list(read_rows(MetricsLog(tmp_path, offset).path)) == ROWS
 
 
 def test_no_folder_writes_nothing():
