@@ -14,6 +14,7 @@ import torch
 from nerf_trainer.config import ReplaceableBase, choice, registry
 from nerf_trainer.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from nerf_trainer.evaluation.evaluator import EvaluatorBase
+from nerf_trainer.ops.deterministic import naming_what_is_not
 from nerf_trainer.training.dead_start import MAX_RESTARTS
 from nerf_trainer.training.disk_room import room_notice
 from nerf_trainer.training.interruption import StopRequestedError, StopSignals
@@ -58,6 +59,7 @@ class TrainingLoopBase(ReplaceableBase):
         Raises:
             RunStoppedError: a signal asked to stop; a checkpoint was saved.
             DivergenceError: losses or gradients were not finite for too long, after going back to a checkpoint too.
+            ConfigError: in deterministic mode, an operation has no such algorithm on the run's device.
         """
 
     @property
@@ -171,7 +173,7 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
 
     def run(self, run: TrainingRun) -> LoopResult:
         """See the base class."""
-        with StopSignals() as signals:
+        with StopSignals() as signals, naming_what_is_not():
             if self.eval_only:
                 return self._evaluate_only(run, signals)
             return _Training(self, run, signals).finish()

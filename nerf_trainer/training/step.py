@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
-from nerf_trainer.ops.deterministic import naming_what_is_not
 from nerf_trainer.renderers.base import RendererOutput
 from nerf_trainer.training.captured import CapturedStep, CudaGraphs, why_eager
 from nerf_trainer.training.gradient_average import GradientAverage
@@ -231,10 +230,9 @@ class TrainingStep:
             batches: one batch, or several whose gradients are accumulated.
 
         Raises:
-            ConfigError: the model has no objective, or in deterministic mode an operation that has no such algorithm.
+            ConfigError: the model has no objective.
         """
-        with naming_what_is_not():
-            return self._body(batches) if self._captured is None else self._captured(batches)
+        return self._body(batches) if self._captured is None else self._captured(batches)
 
     @property
     def is_captured(self) -> bool:

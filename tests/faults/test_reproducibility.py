@@ -70,6 +70,28 @@ def test_an_operation_that_can_not_be_deterministic_is_named_before_anything_is_
     assert json.loads((tmp_path / "status.json").read_text())["code"] == 2
 
 
+class UnorderedInEvaluation(TinyModel):
+    """The same, where a view is rendered that is not trained on."""
+
+    def forward(self, frames: FrameData) -> Predictions:
+        if not self.training:
+            torch.zeros(3).put_(torch.tensor([1]), torch.ones(1))
+        return super().forward(frames)
+
+
+@pytest.mark.fault(row=44)
+def test_an_operation_of_evaluation_alone_is_named_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only_deterministic: None
+) -> None:
+    experiment(tmp_path).run()
+    monkeypatch.setattr(tiny_experiment, "TinyModel", UnorderedInEvaluation)
+    for options in ({"max_epochs": 4}, {"eval_only": True}):
+        run = experiment(tmp_path, **options)
+        run.deterministic = True
+        with pytest.raises(ConfigError, match="put_ has no deterministic algorithm on this device"):
+            run.run()
+
+
 def test_runs_that_differ_are_told_apart(tmp_path: Path) -> None:
     """What the benchmark counts as a difference: another seed, from the first loss on."""
     for name, seed in (("first", 1), ("second", 2)):
