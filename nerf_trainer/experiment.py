@@ -39,11 +39,14 @@ from nerf_trainer.training.runtime import (
     Runtime,
     StatusFile,
     leave_ranks,
+    leave_ranks_behind,
     make_run_folder,
     seed_everything,
 )
 from nerf_trainer.training.session import TrainingRun
 from nerf_trainer.training.summary import scores, summarize
+
+_LONGEST_TIMEOUT_S = 1_000_000
 
 
 class Experiment(Configurable):
@@ -89,8 +92,9 @@ class Experiment(Configurable):
     """Short for the model factory's force_resume."""
 
     def __post_init__(self) -> None:
-        if self.rank_timeout <= 0:
-            raise ConfigError(f"rank_timeout: found {self.rank_timeout:g}, expected a number of seconds above 0")
+        if not 0 < self.rank_timeout <= _LONGEST_TIMEOUT_S:
+            expected = f"a number of seconds above 0, at most {_LONGEST_TIMEOUT_S}"
+            raise ConfigError(f"rank_timeout: found {self.rank_timeout:g}, expected {expected}")
         for name, place in launch.SHORTHANDS.items():
             if (value := vars(self)[name]) is not None:
                 _set_option(vars(self)[place], name, value)
@@ -111,7 +115,9 @@ class Experiment(Configurable):
             self.seed, self.precision, self.deterministic, self.detect_anomaly, self.kernels, self.rank_timeout
         )
         with RankWatch(runtime) as ranks:
-            return self._run_watched(ranks, runtime, config, words, started)
+            result = self._run_watched(ranks, runtime, config, words, started)
+            ranks.part()
+            return result
 
     def _run_watched(
         self,
@@ -171,20 +177,19 @@ class Experiment(Configurable):
     ) -> tuple[LoopResult, DatasetMap]:
         """The run, and what it ran on; `status.json` says how it ended."""
         kept = None if self.training_loop.eval_only else folder
-        status = StatusFile(kept if runtime.is_main else None)
+        status = StatusFile(kept if runtime.is_main else None, partial(run_config.with_variables_unread, text=text))
         try:
             with ranks.explained(status, kept):
                 return self._train_or_evaluate(folder, text, runtime, display, status)
         except UserError as error:
             state = "stopped" if isinstance(error, RunStoppedError) else "failed"
-            status.write(state, error.exit_code, run_config.with_variables_unread(str(error), text))
+            status.write(state, error.exit_code, str(error))
             raise
         except StoppedError as stop:
             status.write("stopped", stop.exit_code, str(stop))
             raise
         except BaseException as error:
-            message = run_config.with_variables_unread(f"{type(error).__name__}: {error}", text)
-            status.write("failed", 1, message)
+            status.write("failed", 1, f"{type(error).__name__}: {error}")
             raise
 
     def _train_or_evaluate(
@@ -360,7 +365,11 @@ def _task(config: DictConfig, words: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """The command `nerf_runner`."""
-    launch.run_hydra(lambda: Experiment, _task)
+    try:
+        launch.run_hydra(lambda: Experiment, _task)
+    except SystemExit as end:
+        leave_ranks_behind(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
     leave_ranks()
 
 

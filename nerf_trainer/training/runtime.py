@@ -8,6 +8,8 @@ import json
 import os
 import random
 import resource
+import sys
+from collections.abc import Callable
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -41,6 +43,11 @@ class Precision(Enum):
 
 _AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 """What precisions compute products in by autocast."""
+
+_MEETINGS_OF_A_STEP = 2**20
+"""More than a step has, with what follows it."""
+_BEFORE_NCCL_S = 60.0
+"""NCCL's own watchdog waits for so much longer: it ends a process without a word of which one did not come."""
 
 
 class Runtime:
@@ -127,9 +134,18 @@ class Runtime:
         """`model` as training steps call it: itself, or wrapped so that the ranks' gradients are averaged."""
         if self.world_size == 1:
             return model
+        self.n_meetings += 1  # the ranks compare their parameters
         # Frozen parts and branches that a batch doesn't reach get no gradient: found from each step's graph.
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+
+    def begin_step(self) -> None:
+        """Count meetings on from the step's own number.
+
+        Those within a step that is replayed as a graph are not seen here, and ranks may capture at other times: their
+        counts would part for good.
+        """
+        self.n_meetings += _MEETINGS_OF_A_STEP - self.n_meetings % _MEETINGS_OF_A_STEP
 
     def without_sync(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
         """A context for a forward and its backward, which keeps its gradients to this rank; with `last` it does not."""
@@ -229,6 +245,17 @@ def leave_ranks() -> None:
         torch.distributed.destroy_process_group()
 
 
+def leave_ranks_behind(code: int) -> None:
+    """End a process that others may wait for, or not come to, with an exit code; with one process, nothing.
+
+    An interpreter that ends in order may wait for messages that never come.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def _accelerator(precision: Precision, rank_timeout: float) -> Accelerator:
     mixed = precision.value if precision in (Precision.bf16, Precision.fp16) else "no"
     asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
@@ -239,15 +266,16 @@ def _accelerator(precision: Precision, rank_timeout: float) -> Accelerator:
     if AcceleratorState._shared_state:
         # A sweep runs its jobs in one process, and each may choose another precision.
         AcceleratorState._reset_state()
-    waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=rank_timeout))
+    seconds = rank_timeout if use_cpu else rank_timeout + _BEFORE_NCCL_S
+    waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=seconds))
     try:
         return Accelerator(mixed_precision=mixed, device_placement=False, cpu=use_cpu, kwargs_handlers=[waiting])
     except torch.distributed.DistError as error:
-        n, place = os.environ.get("WORLD_SIZE", "all"), os.environ.get("MASTER_ADDR", "")
+        place = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
         raise DistributedError(
-            f"processes: {n} were to meet at {place}:{os.environ.get('MASTER_PORT', '')} within {rank_timeout:g} s "
-            f"(rank_timeout), but not all came ({str(error).splitlines()[0][:120]}); start all of them, and give each "
-            "launch on a host a port of its own: torchrun --standalone does"
+            f"processes: {os.environ.get('WORLD_SIZE', 'all')} were to meet at {place} within {seconds:g} s "
+            f"(rank_timeout={rank_timeout:g}), but not all came ({str(error).splitlines()[0][:120]}); start all of "
+            "them, and give each launch on a host a port of its own: torchrun --standalone does"
         ) from error
 
 
@@ -302,9 +330,11 @@ class StatusFile:
 
     Args:
         folder: the run's folder; None writes nothing (ranks other than the first).
+        as_kept: what is kept of a message, in which there may be secrets.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, as_kept: Callable[[str], str] = str) -> None:
+        self._as_kept = as_kept
         self._path: Path | None = None
         if folder is not None:
             self.take_over(folder)
@@ -324,7 +354,7 @@ class StatusFile:
             "code": code,
             "step": self.step,
             "last_checkpoint": self.last_checkpoint,
-            "message": message,
+            "message": self._as_kept(message),
         }
         part = self._path.with_name(f".status-{os.getpid()}.tmp")
         try:

@@ -155,6 +155,7 @@ class Session:
             batches: what the step accumulates gradients over.
             n_steps: steps of an epoch.
         """
+        self.run.runtime.begin_step()
         self.schedule.set_epoch(self.epoch, self.step_in_epoch / n_steps)
         changes = [change for module in self._scheduled if (change := module.advance(self.epoch, self.step))]
         if changes:

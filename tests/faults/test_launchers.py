@@ -124,14 +124,20 @@ LAUNCHERS = {
     "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
     + ["--mixed_precision", "no", "--dynamo_backend", "no"],
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"],
+    "torchrun of two": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
 }
 
 
 @pytest.mark.fault(row=19, long=True)
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("accelerate", signal.SIGTERM), ("torchrun", signal.SIGTERM), ("torchrun", signal.SIGKILL)],
-    ids=["accelerate-SIGTERM", "torchrun-SIGTERM", "torchrun-SIGKILL"],
+    [
+        ("accelerate", signal.SIGTERM),
+        ("torchrun", signal.SIGTERM),
+        ("torchrun", signal.SIGKILL),
+        ("torchrun of two", signal.SIGKILL),
+    ],
+    ids=["accelerate-SIGTERM", "torchrun-SIGTERM", "torchrun-SIGKILL", "torchrun-of-two-SIGKILL"],
 )
 def test_a_launcher_that_is_told_to_stop_leaves_no_training(
     tmp_path: Path, name: str, number: signal.Signals, fault: Fault

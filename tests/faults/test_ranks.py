@@ -16,6 +16,7 @@ Processes are forked and meet through gloo. Limits of time have room for a machi
 import json
 import random
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,24 @@ def test_a_stuck_process_is_waited_for_as_long_as_was_said(nursery: Nursery, fol
         fault.passed()
     assert time.monotonic() - started > seconds
     assert time.monotonic() - all_stuck < (seconds + 5) * BUSY
+
+
+@pytest.mark.fault(row=46, long=True)
+def test_processes_that_are_suspended_together_go_on_together(nursery: Nursery, folder: Path, fault: Fault) -> None:
+    """By Ctrl-Z, or by a scheduler that lets another job go first: nobody is blamed for the time between."""
+    fault.times(1, quick=1)
+    children = start_ranks(nursery, 2, str(folder), "max_epochs=20")
+    await_lines(children[0], folder, 3)
+    for child in children:
+        child.kill(signal.SIGSTOP)
+    at, seconds = n_lines(folder), 12.0
+    time.sleep(seconds)
+    assert n_lines(folder) <= at + 1 < 80, "stopped, and not at its end"
+    for child in children:
+        child.kill(signal.SIGCONT)
+    assert [child.wait(180) for child in children] == [0, 0], [child.err[-2000:] for child in children]
+    assert status(folder)["step"] == 80
+    fault.passed()
 
 
 @pytest.fixture(scope="module")
