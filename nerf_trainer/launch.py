@@ -172,15 +172,12 @@ def _run_swept_job(command: _Command, cfg: DictConfig, overrides: list[str], tol
     Args:
         told: messages of errors by the job that had them first, in this process.
     """
-    record = sweeps.Record(overrides)
+    record = sweeps.Record(overrides, cfg)
     try:
         record.done(_run_job(command, cfg, overrides, record))
     except UserError as error:
         record.failed(error)
-        if error.signal_number is not None:
-            sweeps.requeue(error.signal_number)
-            if not sweeps.is_queued_job():
-                raise StoppedError(str(error), error.exit_code) from error
+        sweeps.require_no_stop(error)
         number = record.job.number
         first = told.setdefault(str(error), number)
         print(f"error: job {number}: {error if first == number else f'as job {first}'}", file=sys.stderr)
@@ -189,6 +186,8 @@ def _run_swept_job(command: _Command, cfg: DictConfig, overrides: list[str], tol
     except BaseException as error:
         record.failed(error)
         raise
+    else:
+        sweeps.require_no_stop(None)
 
 
 def _run_job(

@@ -68,13 +68,14 @@ class InterruptingSignals:
     """
 
     _came: int | None = None
+    _in_force = False
 
     def __init__(self) -> None:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            InterruptingSignals._came = None
+            InterruptingSignals._came, InterruptingSignals._in_force = None, True
             self._previous = {number: signal.signal(number, self._raise) for number in SIGNALS}
         return self
 
@@ -84,6 +85,7 @@ class InterruptingSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         came = self.take() if self._previous else None
+        InterruptingSignals._in_force = InterruptingSignals._in_force and not self._previous
         self._previous = {}
         if came is not None and error is not None and not isinstance(error, StoppedError):
             raise StoppedError.with_nothing_to_save(came) from error
@@ -93,6 +95,12 @@ class InterruptingSignals:
         """The signal that came and has ended nothing so far; it is the caller's from now on."""
         came, cls._came = cls._came, None
         return came
+
+    @classmethod
+    def give_back(cls, number: int) -> None:
+        """A training noted this signal, and was done before it could stop: whoever would begin another asks `take`."""
+        if cls._in_force:
+            cls._came = number
 
     def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
         if self._came is not None:

@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 
 from nerf_trainer.errors import DistributedError, UserError, keyed_line
-from nerf_trainer.stopping import StoppedError
+from nerf_trainer.stopping import InterruptingSignals, StoppedError
+from nerf_trainer.training.run_config import with_variables_unread
 
 RECORDS = ".jobs"
 TABLE, JSON_FILE = "sweep.md", "sweep.json"
@@ -133,9 +134,11 @@ class Record:
 
     Args:
         overrides: of this job.
+        config: of this job, interpolations unresolved.
     """
 
-    def __init__(self, overrides: Sequence[str]) -> None:
+    def __init__(self, overrides: Sequence[str], config: DictConfig) -> None:
+        self._config = config
         settings = HydraConfig.get()
         self.job = Job(int(settings.job.num), list(overrides), state="unfinished")
         self._path = Path(str(settings.sweep.dir)) / RECORDS / f"{self.job.number}.json"
@@ -161,6 +164,8 @@ class Record:
             self._end("failed", 1, f"{type(error).__name__}: {error}")
 
     def _end(self, state: str, code: int, message: str = "") -> None:
+        if message:
+            message = with_variables_unread(message, OmegaConf.to_yaml(self._config, resolve=False))
         self.job.state, self.job.code, self.job.message = state, code, message
         self._write()
 
@@ -172,17 +177,42 @@ class Record:
             _replace(self._path, json.dumps(asdict(self.job)) + "\n")
 
 
+def require_no_stop(error: UserError | None) -> None:
+    """After a job of a sweep: return if the next one may begin.
+
+    Args:
+        error: what the job ended with; None where it is done.
+
+    Raises:
+        SystemExit: submitit queues the job again, as a signal asked for; this process has to end.
+        StoppedError: a signal stopped the job, or came too late for that, or the processes that would train the next
+            one together with this one are gone.
+    """
+    if error is None:
+        if (came := InterruptingSignals.take()) is not None:
+            raise StoppedError.with_nothing_to_save(came)
+        return
+    if error.signal_number is not None:
+        requeue(error.signal_number)
+    if isinstance(error, DistributedError) or (error.signal_number is not None and not is_queued_job()):
+        raise StoppedError(str(error), error.exit_code) from error
+
+
 def requeue(signal_number: int) -> None:
     """In a job that submitit started: hand the signal to submitit, which queues the job again if it is its own.
 
     To be called once a checkpoint is saved and submitit's handler is in force again. The job that is queued again is
-    the same job in the same folder, and continues the run.
+    the same job in the same folder, and continues the run. Where submitit refuses, as the time was up too often, it is
+    said why, and the job stays stopped.
 
     Raises:
         SystemExit: the job is queued again; this process has to end.
     """
     if is_queued_job() and signal_number == _requeue_signal():
-        signal.raise_signal(signal_number)
+        try:
+            signal.raise_signal(signal_number)
+        except Exception as refusal:  # submitit's own, which would end the whole sweep with a traceback
+            print(f"note: {refusal}", flush=True)
 
 
 def is_queued_job() -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.stopping import InterruptingSignals, StoppedError, exit_code, program
-from nerf_trainer.training.interruption import StopSignals
+from nerf_trainer.training.interruption import RunStoppedError, StopSignals
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,29 @@ def test_an_error_that_a_signal_led_to_is_the_signal_s():
     assert stop.value.exit_code == 143
 
 
+def test_a_signal_that_a_training_was_too_late_for_is_kept_for_what_would_follow():
+    with InterruptingSignals():
+        with StopSignals():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert InterruptingSignals.take() == signal.SIGTERM
+        assert InterruptingSignals.take() is None
+
+
+def test_outside_of_a_command_nobody_would_ask_for_it():
+    with StopSignals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with StopSignals() as signals:
+        assert signals.received is None
+
+
 def test_a_signal_that_something_swallowed_stops_the_training_that_begins():
     with InterruptingSignals():
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGUSR1)
         with StopSignals() as signals:
             assert signals.received == signal.SIGUSR1
+        with pytest.raises(RunStoppedError), StopSignals() as signals:
+            assert signals.received == signal.SIGUSR1, "nothing has ended for it so far"
+            raise signals.error("stopped")
         with StopSignals() as signals:
             assert signals.received is None

@@ -1,12 +1,16 @@
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nerf_trainer import sweeps
-from nerf_trainer.errors import ConfigError, DistributedError
-from nerf_trainer.sweeps import Job, Sweep, SweepWatch, reported, sweep_folder, table
+from nerf_trainer.errors import ConfigError, DistributedError, StorageError, UserError
+from nerf_trainer.stopping import InterruptingSignals, StoppedError
+from nerf_trainer.sweeps import Job, Sweep, SweepWatch, reported, require_no_stop, sweep_folder, table
+from nerf_trainer.training.interruption import RunStoppedError, StopSignals
 
 
 def write(folder: Path, **values: object) -> None:
@@ -72,3 +76,44 @@ def test_only_its_own_signal_goes_back_to_submitit(
     monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
     sweeps.requeue(number)
     assert found == raised
+
+
+def test_where_submitit_does_not_queue_a_job_again_it_stays_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own error would end the whole sweep with a traceback."""
+
+    def refuse(number: int) -> None:
+        raise RuntimeError("Job not requeued because: timed-out too many times.")
+
+    monkeypatch.setattr("nerf_trainer.sweeps.signal.raise_signal", refuse)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    require_no_stop(RunStoppedError("stopped by SIGUSR2 after step 3", signal.SIGUSR2))
+    assert capsys.readouterr().out == "note: Job not requeued because: timed-out too many times.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RunStoppedError("stopped by SIGTERM after step 3", signal.SIGTERM), 143),
+        (RunStoppedError("stopped by SIGINT after step 3", signal.SIGINT), 130),
+        (DistributedError("process 1 of 2 gives no sign"), 7),
+    ],
+)
+def test_after_these_no_other_job_may_begin(error: UserError, code: int) -> None:
+    with pytest.raises(StoppedError, match=str(error)) as stop:
+        require_no_stop(error)
+    assert stop.value.exit_code == code
+
+
+def test_after_others_the_next_job_begins() -> None:
+    require_no_stop(StorageError("the disk is full"))
+    require_no_stop(None)
+
+
+def test_a_signal_that_came_too_late_for_a_job_keeps_the_next_from_beginning() -> None:
+    with InterruptingSignals():
+        with StopSignals():
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedError, match="stopped by SIGTERM with nothing to save"):
+            require_no_stop(None)

@@ -69,6 +69,8 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+        if error is None and self._noted is not None:
+            InterruptingSignals.give_back(self._noted)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._noted is not None:

@@ -71,6 +71,21 @@ def test_a_sweep_leaves_no_secret(fault: Fault, nursery: Nursery, tmp_path: Path
 
 
 @pytest.mark.fault(row=61)
+def test_a_sweep_whose_jobs_fail_keeps_no_secret(fault: Fault, nursery: Nursery, tmp_path: Path):
+    """What the table and the records of jobs say of an error names the variable."""
+    folder = "data_source_ImplicitronDataSource_args.dataset_map_provider_BlenderDatasetMapProvider_args.base_dir"
+    words = (*TINY, *WORDS, f"{folder}='/nowhere/{TAKEN}'", "exp_dir=sweep", "-m", "seed=0,1")
+    child = nursery.run(*words, cwd=tmp_path, timeout=180.0, **{NAME: SECRET})
+    assert child.code == 3, child.err
+    assert SECRET not in child.out
+    jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert [(job["state"], TAKEN in job["message"]) for job in jobs] == [("failed", True)] * 2
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+    fault.passed()
+
+
+@pytest.mark.fault(row=61)
 @pytest.mark.parametrize(
     ("words", "code"),
     [

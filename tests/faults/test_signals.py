@@ -9,6 +9,7 @@ Limits of time have room for a machine that others work on: three times the tabl
 """
 
 import json
+import os
 import random
 import re
 import signal
@@ -131,6 +132,24 @@ def test_a_sweep_that_is_told_to_stop_begins_no_other_job(
     assert code == 143
     assert err.splitlines()[-1].startswith("error: stopped by SIGTERM after step 2; a checkpoint is saved")
     assert [path.parent.name for path in (tmp_path / "sweep").glob("*/checkpoints")] == ["seed-1"]
+    assert not (tmp_path / "sweep" / "seed-2").exists()
+
+
+@pytest.mark.fault(row=17, long=True)
+def test_a_signal_that_comes_too_late_for_a_job_still_ends_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """While the curves are drawn for the last time: that job is done, and the next does not begin."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "nerf_trainer.training.stats.draw_train_stats", lambda history, folder: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    nerf_runner = typed("nerf_runner", experiment.main, monkeypatch, capsys)
+    code, _, err = nerf_runner("--multirun", *WORDS, f"exp_dir={tmp_path / 'sweep'}", "seed=1,2")
+    assert code == 143
+    assert err.splitlines()[-1] == "error: stopped by SIGTERM with nothing to save"
+    jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert [job["state"] for job in jobs] == ["done", "not started"]
     assert not (tmp_path / "sweep" / "seed-2").exists()
 
 
