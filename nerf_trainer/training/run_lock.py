@@ -111,6 +111,7 @@ def _lives(path: Path, holder: str, locked: bool) -> bool:
         return False
     if named[2] == socket.gethostname() and (locked or not _exists(int(named[1]))):
         return False
+    logger.info("%s names %s: waiting up to %g s for a sign of life", path, holder, SILENCE_S)
     touched, until = _touched(path), time.monotonic() + SILENCE_S
     while time.monotonic() < until:
         time.sleep(_POLL_S)
@@ -144,7 +145,11 @@ def _beat(path: Path, ended: threading.Event) -> None:
 
 
 def _write(file: BinaryIO, text: str) -> None:
-    """Replace the file's content. A full disk leaves it without a name, and the lock as it is."""
+    """Replace the file's content. A full disk leaves it without a name, and the lock as it is.
+
+    A network file system would keep the name on this machine for a while.
+    """
     with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(text.encode())
+        os.fsync(file.fileno())

@@ -1,6 +1,7 @@
 """The lock's own file; what it does against other processes is shown in tests/faults/test_run_lock.py."""
 
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def test_the_file_is_touched_while_the_folder_is_held(tmp_path: Path, monkeypatc
     os.utime(path, (0, 0))
     time.sleep(0.1)
     assert path.stat().st_mtime == 0
+
+
+def test_the_holder_s_name_is_brought_to_other_machines_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A network file system may keep what was written on the machine that wrote it."""
+    brought, fsync = [], os.fsync
+
+    def heard(number: int) -> None:
+        fsync(number)
+        brought.append((tmp_path / FILE_NAME).read_text())
+
+    monkeypatch.setattr(os, "fsync", heard)
+    with exclusive(tmp_path):
+        assert brought == [f"process {os.getpid()} on {socket.gethostname()}"]
+    assert brought[1:] == [""]
 
 
 def test_a_lock_that_can_t_be_written_is_a_storage_error(tmp_path: Path):
