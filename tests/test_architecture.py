@@ -39,6 +39,7 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/gpu/test_captured_step.py": "the training step as a graph of a device, whole",
     "tests/gpu/test_packed_step.py": "the fast path's step on a device, whole",
     "tests/gpu/test_deterministic.py": "deterministic ops and steps on a device, twice each",
+    "tests/gpu/test_lost_ranks.py": "processes on several devices, of which one is lost",
     "tests/gpu/test_streaming.py": "pools that come to a device while it is busy",
     "tests/test_experiment_cli.py": "nerf_runner as it is typed",
     "tests/test_known_scene.py": "the scene that tests of formats write",
