@@ -12,8 +12,8 @@ raise an error. Our own kernels don't know of that, and some of torch's have non
 | running sums (compositing, resampling, packed rays in plain torch) | torch.cumsum | by doubling |
 
 All other kernels of ours sum within a block in a fixed order, and over blocks with torch.sum; none is tuned by times.
-The rest is refused: the gradients of grids that are interpolated by the nearest node, continued by their mirror image, or
-one node wide, and what else of torch's a model or a plug-in calls that has no such algorithm. Torch raises an error
+The rest is refused: the gradients of grids that are interpolated by the nearest node, continued by their mirror image,
+or one node wide, and what else of torch's a model or a plug-in calls that has no such algorithm. Torch raises an error
 where that is called for the first time, in the first step as a rule, and `naming_what_is_not` turns it into one that
 says what to do.
 """

@@ -346,7 +346,7 @@ class StatusFile:
         self._path = folder / "status.json"
 
     def write(self, state: str, code: int | None = None, message: str = "") -> None:
-        """Write the file. A full disk is no reason to end a training: it leaves the old file."""
+        """Write the file. A disk that refuses is no reason to end a training: it leaves the old file."""
         if self._path is None:
             return
         content = {
@@ -361,4 +361,5 @@ class StatusFile:
             part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             os.replace(part, self._path)
         except OSError:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that became read-only refuses this as well
+                part.unlink()
