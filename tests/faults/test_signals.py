@@ -163,7 +163,7 @@ def test_ctrl_c_once_saves(interrupted: Interrupted, tmp_path: Path, fault: Faul
         n_saved += interrupted.check_what_was_said(run, folder, "SIGINT", 130)
         interrupted.ends_as_if_nothing_had_been(folder)
         fault.passed()
-    assert n_saved >= n / 4
+    assert n_saved >= n / 4 or n < 10
 
 
 @pytest.mark.fault(row=18)
