@@ -219,7 +219,7 @@ def per_epoch(samples: Sequence[dict[str, int]], kind: str) -> float:
 def draw(record: dict[str, Any]) -> Figure:
     """Memory, open files and threads, and sizes over the epochs; what counts for the slopes is not shaded."""
     samples, epochs = record["samples"], record["epochs"]
-    figure = Figure(figsize=(13.0, 3.6), layout="constrained")
+    figure = Figure(figsize=(13.0, 3.8), layout="constrained")
     memory, counts, written = figure.subplots(1, 3)
     _curve(memory, samples, "rss_bytes", 2**20, "resident memory", "#4878a8")
     growth = 100 * record["found"]["rss_growth_per_1000_epochs"]
@@ -228,6 +228,7 @@ def draw(record: dict[str, Any]) -> Figure:
     _curve(counts, samples, "threads", 1, "threads", "#4a9050")
     _curve(counts, samples, "n_files", 1, "files in the run's folder", "#8a5aa8")
     counts.set_title("counts", fontsize=10)
+    counts.yaxis.get_major_locator().set_params(integer=True)
     _curve(written, samples, "checkpoint_bytes", 2**10, "checkpoints", "#4878a8")
     _curve(written, samples, "log_bytes", 2**10, "log (metrics.jsonl)", "#c8702a")
     _curve(written, samples, "other_bytes", 2**10, "curves, configuration, results", "#4a9050")
@@ -236,10 +237,12 @@ def draw(record: dict[str, Any]) -> Figure:
     for axes in (memory, counts, written):
         axes.axvspan(0, epochs / 4, color="#888888", alpha=0.12, lw=0)
         axes.set_xlim(0, epochs)
-        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, frameon=False, loc="lower right" if axes is memory else "center right")
+        axes.legend(
+            fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1.2
+        )
     return figure
 
 
