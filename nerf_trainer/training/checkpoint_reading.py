@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from nerf_trainer.errors import CheckpointError, keyed_line
+from nerf_trainer.errors import CheckpointError, keyed_line, shown
 from nerf_trainer.randomness import RandomStream
 from nerf_trainer.training import checkpoint_files as files
 from nerf_trainer.training import packing
@@ -137,6 +137,21 @@ class Checkpoint:
         tensors = files.read_tensors(self.path, self.manifest, name)
         with _located(self.path / name):
             packing.unpack_random(streams, tensors)
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Within, a training takes up the numbers of `state`, which only it can tell from others.
+
+        Raises:
+            CheckpointError: they are not what it saves; nothing proves that it was this program that wrote them.
+        """
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path / files.STATE}: the training can't go on from these numbers ({shown(error)}); expected "
+                "what this version writes: resume from another checkpoint"
+            ) from error
 
 
 @contextmanager

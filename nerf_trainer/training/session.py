@@ -107,7 +107,7 @@ class Session:
         self.last_save: Path | None = None
         self.rasterize: Callable[[], RendererOutput] | None = None
         saved = run.checkpoint.state if run.checkpoint is not None else None
-        self.n_restarts = int(saved.extra.get("n_restarts", 0)) if saved is not None else 0
+        self.n_restarts = 0
         if saved is not None and run.runtime.is_main:
             run.store.abandon_after(saved.step)  # with a copy of the log, before that is cut
         folder = run.exp_dir if run.runtime.is_main else None
@@ -288,15 +288,17 @@ class Session:
         runtime, state = self.run.runtime, checkpoint.state
         checkpoint.load_optimizer(self.model, self.optimizer)
         checkpoint.load_streams(dict(random_streams(self.model)), runtime.rank, runtime.world_size)
-        self.n_rollbacks = int(state.extra.get("n_rollbacks", 0))
-        self._rate_scale = float(state.extra.get("rate_scale", 1.0))
-        self.schedule.scale(self._rate_scale)
-        self.schedule.load_state_dict(state.scheduler)
-        if runtime.scaler is not None and state.scaler is not None:
-            runtime.scaler.load_state_dict(state.scaler)
-        self.dead_start.restore(state.extra["dead_start"])
-        self.stats.restore(state.extra["statistics"])
-        self.step, self.epoch, self.step_in_epoch = state.step, state.epoch, state.step_in_epoch
+        with checkpoint.restoring():
+            self.n_restarts = int(state.extra.get("n_restarts", 0))
+            self.n_rollbacks = int(state.extra.get("n_rollbacks", 0))
+            self._rate_scale = float(state.extra.get("rate_scale", 1.0))
+            self.schedule.scale(self._rate_scale)
+            self.schedule.load_state_dict(state.scheduler)
+            if runtime.scaler is not None and state.scaler is not None:
+                runtime.scaler.load_state_dict(state.scaler)
+            self.dead_start.restore(state.extra["dead_start"])
+            self.stats.restore(state.extra["statistics"])
+            self.step, self.epoch, self.step_in_epoch = state.step, state.epoch, state.step_in_epoch
         self.last_save = checkpoint.path
         self.run.status.step = state.step
         self.run.status.last_checkpoint = str(checkpoint.path.relative_to(self.run.exp_dir))

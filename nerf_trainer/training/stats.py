@@ -129,9 +129,12 @@ class MetricSums:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue the sums of `state`; for before the first step."""
+        """Continue the sums of `state`; for before the first step. Raises ValueError where there are more or fewer."""
         make = partial(torch.tensor, dtype=torch.float64, device=self._device)
         self._groups = {tuple(group["names"]): make(group["sums"]) for group in state["groups"]}
+        for names, sums in self._groups.items():
+            if sums.shape != (3, len(names)):
+                raise ValueError(f"sums of {len(names)} metrics have the shape {tuple(sums.shape)}")
         self._used = dict.fromkeys(self._groups)
         self.n_steps = int(state["n_steps"])
         self._in_a_row, self._skipped, self._longest = make(state["skips"]).unbind()

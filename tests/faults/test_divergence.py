@@ -123,7 +123,7 @@ def test_a_checkpoint_between_two_lines_of_the_log_forgets_no_skipped_step(tmp_p
 @pytest.mark.fault(row=40)
 @pytest.mark.parametrize("halved", [False, True])
 def test_ten_in_a_row_go_back_to_the_newest_checkpoint_once(tmp_path, breaking, capsys, halved) -> None:
-    """Ten steps from the tenth on: 8 is the newest of checkpoints that are saved every eighth."""
+    """Steps 10 to 19: 16 is the newest of checkpoints that are saved every eighth, with weights as after step 9."""
     first = 9
     breaking(range(first, first + MAX_SKIPPED_IN_A_ROW))
     options = {"checkpoint_interval": 8, "checkpoint_seconds": 1e6, "max_epochs": 10, "metric_print_interval": 1}
