@@ -367,8 +367,8 @@ def main() -> None:
     """The command `nerf_runner`."""
     try:
         launch.run_hydra(lambda: Experiment, _task)
-    except SystemExit as end:
-        leave_ranks_behind(end.code if isinstance(end.code, int) else int(end.code is not None))
+    except BaseException as error:
+        leave_ranks_behind(error)
         raise
     leave_ranks()
 

@@ -313,3 +313,9 @@ def test_notices_of_the_data_follow_the_first_line(tmp_path, capsys):
     Experiment(exp_dir=str(tmp_path), data_source=Talkative(), model_factory=factory, training_loop=loop).run()
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert first.startswith("nerf_trainer ") and second == "note: the data is odd"
+
+
+@pytest.mark.parametrize("seconds", [".nan", ".inf", "0", "-1", "1e7"])
+def test_a_timeout_is_a_number_of_seconds(tmp_path, seconds):
+    with pytest.raises(ConfigError, match=r"rank_timeout: found .*, expected a number of seconds above 0, at most"):
+        build(Experiment, configured(tmp_path, f"rank_timeout={seconds}"))

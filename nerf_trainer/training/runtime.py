@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from enum import Enum
@@ -245,15 +246,21 @@ def leave_ranks() -> None:
         torch.distributed.destroy_process_group()
 
 
-def leave_ranks_behind(code: int) -> None:
-    """End a process that others may wait for, or not come to, with an exit code; with one process, nothing.
+def leave_ranks_behind(error: BaseException) -> None:
+    """End this process with what ended its command, if it was one of several; alone it may end in order.
 
-    An interpreter that ends in order may wait for messages that never come.
+    An interpreter that does so waits for messages that others may never send.
+
+    Args:
+        error: SystemExit with its exit code; all others are said and have 1.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
 
 
 def _accelerator(precision: Precision, rank_timeout: float) -> Accelerator:

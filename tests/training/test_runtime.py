@@ -1,4 +1,5 @@
 import json
+import os
 import random
 
 import numpy as np
@@ -7,7 +8,14 @@ import torch
 
 from nerf_trainer.errors import ConfigError, StorageError
 from nerf_trainer.ops.backend import Kernels, chosen_kernels
-from nerf_trainer.training.runtime import Precision, Runtime, StatusFile, make_run_folder, seed_everything
+from nerf_trainer.training.runtime import (
+    Precision,
+    Runtime,
+    StatusFile,
+    leave_ranks_behind,
+    make_run_folder,
+    seed_everything,
+)
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [(Precision.tf32, True), (Precision.fp32, False)])
@@ -97,3 +105,21 @@ def test_kernels_are_chosen_for_the_process_and_named(monkeypatch):
     assert chosen_kernels() is Kernels.torch and runtime.kernels_name == "plain torch"
     assert Runtime().kernels_name == ("Triton kernels" if torch.cuda.is_available() else "plain torch")
     assert chosen_kernels() is Kernels.auto
+
+
+class EndError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize(("error", "code", "said"), [(SystemExit(7), 7, ""), (ValueError("x"), 1, "ValueError: x\n")])
+def test_one_of_several_processes_does_not_wait_for_the_others_when_it_fails(monkeypatch, capsys, error, code, said):
+    leave_ranks_behind(error)  # alone it may end in order
+
+    def end(code):
+        raise EndError(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(EndError, match=str(code)):
+        leave_ranks_behind(error)
+    assert capsys.readouterr().err == said
