@@ -95,7 +95,7 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     rows = list(zip(losses(one), losses(other), strict=True))
     differing = [a["step"] for a, b in rows if str(a) != str(b)]  # nan is not nan
     held, others = tensors(one), tensors(other)
-    apart = [name for name in held if not torch.equal(held[name], others[name])]
+    apart = [name for name in held if name not in others or not torch.equal(held[name], others[name])]
     return {
         "n_losses": len(rows),
         "losses_equal": not differing,

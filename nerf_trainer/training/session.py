@@ -183,13 +183,20 @@ class Session:
         self.rasterize = None
         self._step.release()
 
+    def _leave(self) -> None:
+        """Free the memory of the present model and optimizer before others are made: who gave us the model keeps it."""
+        self.release()
+        self.optimizer.state.clear()
+        self.optimizer.param_groups.clear()
+        self.model.to("meta")
+
     def start_over(self) -> None:
         """Begin again with the next seed: weights, optimizer, loss scale, random streams, batches and log are new."""
         self.n_restarts += 1
         if self.run.runtime.is_main:
             self.run.store.abandon_after(-1)
         self.run.runtime.barrier()
-        self.release()
+        self._leave()
         self.stats.start_over(0)
         self._skipped.forget()
         scaler = self.run.runtime.scaler
@@ -216,7 +223,7 @@ class Session:
             rate_scale: what all learning rates are multiplied by from here on, in resumed runs too.
         """
         saved = checkpoint.state
-        self.release()
+        self._leave()
         self.run.runtime.barrier()
         self.stats.start_over(saved.metrics_offset)
         self._skipped.forget()

@@ -7,8 +7,10 @@
 | 41 float16 overflows | the scaler's state is in checkpoints, and the steps that it leaves out are no faults of the training |
 """  # noqa: E501
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,27 @@ def test_ten_in_a_row_go_back_to_the_newest_checkpoint_once(tmp_path, breaking, 
     assert (states[0]["model.safetensors"] == states[1]["model.safetensors"]) is not halved
     assert states[0]["state"]["extra"]["n_rollbacks"] == 1 and states[1]["state"]["extra"]["n_rollbacks"] == 0
     assert assert_checkpoints_are_finite(tmp_path / "broken") >= 2
+
+
+@pytest.mark.fault(row=40)
+def test_a_run_that_goes_back_holds_one_model(tmp_path, breaking, monkeypatch) -> None:
+    """A large one would not fit twice, nor its optimizer."""
+    breaking(range(5, 5 + MAX_SKIPPED_IN_A_ROW))
+    roll_back, held = Session.roll_back, []
+
+    def watched(session: Session, *arguments) -> None:
+        before = session.model
+        assert session.optimizer.state and before is session.run.model
+        weights = [weakref.ref(parameter) for parameter in before.parameters()]
+        moments = [weakref.ref(state["exp_avg"]) for state in session.optimizer.state.values()]
+        roll_back(session, *arguments)
+        gc.collect()
+        held.extend(ref() for ref in (*weights, *moments) if ref() is not None and not ref().is_meta)
+        assert all(parameter.is_meta for parameter in before.parameters()) and session.model is not before
+
+    monkeypatch.setattr(Session, "roll_back", watched)
+    experiment(tmp_path, max_epochs=6, metric_print_interval=1).run()
+    assert not held
 
 
 @pytest.mark.fault(row=40)
