@@ -21,6 +21,8 @@ import pytest  # noqa: E402  (the hook comes first)
 import torch  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
+from tests.faults.nursery import Nursery  # noqa: E402
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Workers share the cores between them; results on CPU don't depend on how many threads there are either.
@@ -119,6 +121,13 @@ def tiny_nerf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = {"focal": (20.0, 20.0), "center": (8.0, 6.0), "hw": (12, 16)}
     views = [replace(view, **small) for view in ring(106, radius=4.0)]
     return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny_nerf_data.npz", views)
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Starts processes of the commands; give them folders of the test's tmp_path."""
+    with Nursery(tmp_path_factory.mktemp("nursery")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -6,13 +6,11 @@ Markdown.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.counts import LEVELS, Fault, level
-from tests.faults.nursery import Nursery
 
 PROPERTY = "fault"
 
@@ -37,13 +35,6 @@ def fault(request: pytest.FixtureRequest) -> Fault:
     return shown
 
 
-@pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """One nursery for all tests of a process that need none of their own; give it folders of the test's tmp_path."""
-    with Nursery(tmp_path_factory.mktemp("nursery")) as made:
-        yield made
-
-
 _SHOWN = pytest.StashKey[Fault]()
 
 
@@ -61,7 +52,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     if report.passed and shown is not None and shown.n_passed < max(shown.n_asked, 1):
         report.outcome = "failed"
         report.longrepr = f"takes `fault` and counted {shown.n_passed} of {shown.n_asked}"
-    counted = (int(report.passed), 1) if shown is None else (shown.n_passed, max(shown.n_of_table, 1))
+    counted = (int(report.passed), 1) if shown is None else (shown.n_passed, shown.n_of_table or max(shown.n_passed, 1))
     report.user_properties.append((PROPERTY, [mark.kwargs["row"], *counted]))
     return report
 

@@ -5,6 +5,7 @@
         run.kill(signal.SIGKILL)
         assert run.wait() == -9
         print(run.err)
+        nursery.call(train_a_rank, 0, str(tmp_path)).wait()    # a function, instead of a command
 
 The forking process runs with one thread and without the test run's shape checks. Before the first fork it has imported
 what a training imports, and made the schema; nothing that a run changes is touched there: no random state, no handler
@@ -26,6 +27,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -140,21 +142,22 @@ class Nursery:
             draws: draw curves, as users have it.
             environment: added to that of the test.
         """
+        compositions = str(self._folder) if composes_once else None
+        return self._fork({"command": command, "words": words, "compositions": compositions}, cwd, draws, environment)
+
+    def call(self, function: Callable[..., None], *arguments: str | int, **environment: str) -> Child:
+        """Fork a process that calls a function of a module, which the child imports where it isn't `warm`."""
+        question = {"module": function.__module__, "function": function.__qualname__, "arguments": arguments}
+        return self._fork(question, None, False, environment)
+
+    def _fork(self, question: dict[str, Any], cwd: Path | None, draws: bool, environment: Mapping[str, str]) -> Child:
         folder = self._folder / str(self._n)
         folder.mkdir()
         for name in ("out", "err"):
             (folder / name).touch()
         self._n += 1
-        question = {
-            "command": command,
-            "words": words,
-            "output": str(folder),
-            "environment": environment,
-            "cwd": str(cwd or self._folder.parent),
-            "compositions": str(self._folder) if composes_once else None,
-            "draws": draws,
-        }
-        answer = self.ask(question)
+        place = {"output": str(folder), "environment": environment, "cwd": str(cwd or self._folder.parent)}
+        answer = self.ask({**question, **place, "draws": draws})
         return Child(answer["pid"], folder, self)
 
     def run(self, *words: str, timeout: float = 60.0, **options: Any) -> Child:
@@ -175,7 +178,7 @@ class Nursery:
 
 
 def _become(question: dict[str, Any]) -> None:
-    """The child: redirect, change the environment, run the command; never returns."""
+    """The child: redirect, change the environment, run the command or the function; never returns."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -186,15 +189,13 @@ def _become(question: dict[str, Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(question["cwd"])
         os.environ.update(question["environment"])
-        sys.argv = [question["command"], *question["words"]]
         if not question["draws"]:
             mock.patch("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ()).start()
         try:
-            if question["compositions"] is not None:
-                from tests.faults.composed import Composition
-
-                Composition(Path(question["compositions"]), sys.argv).use()
-            importlib.import_module(COMMANDS[question["command"]]).main()
+            if "function" in question:
+                getattr(importlib.import_module(question["module"]), question["function"])(*question["arguments"])
+            else:
+                _run_command(question)
             code = 0
         except SystemExit as left:
             code = left.code if isinstance(left.code, int) else int(left.code is not None)
@@ -207,6 +208,15 @@ def _become(question: dict[str, Any]) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _run_command(question: dict[str, Any]) -> None:
+    sys.argv = [question["command"], *question["words"]]
+    if question["compositions"] is not None:
+        from tests.faults.composed import Composition
+
+        Composition(Path(question["compositions"]), sys.argv).use()
+    importlib.import_module(COMMANDS[question["command"]]).main()
 
 
 def _poll(pid: int, ended: dict[int, int]) -> int | None:

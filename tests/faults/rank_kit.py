@@ -1,7 +1,9 @@
-"""Several processes of one tiny training on this machine, forked by a nursery as a launcher would start them."""
+"""Several processes of one training on this machine, forked by a nursery as a launcher would start them."""
 
 import json
 import socket
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +35,37 @@ def start_ranks(nursery: Nursery, n: int, exp_dir: str, *words: str, nodes: int 
     shared["composes_once"] = False  # the first of a kind would leave what it composed at the same time as the others
     if n == 1:
         return [run_kit.start(nursery, exp_dir, *WORDS, *words, **shared)]
-    on_each = n // nodes
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared |= {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(on_each)}
-    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank % on_each)} for rank in range(n)]
-    return [run_kit.start(nursery, exp_dir, *WORDS, *words, **shared, **place) for place in places]
+    return [run_kit.start(nursery, exp_dir, *WORDS, *words, **shared, **place) for place in places(n, nodes)]
+
+
+def places(n: int, nodes: int = 1) -> list[dict[str, str]]:
+    """What a launcher tells each of `n` processes, in its environment."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n // nodes)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank % (n // nodes))} for rank in range(n)]
 
 
 def run_ranks(nursery: Nursery, n: int, exp_dir: str, *words: str, **options: Any) -> list[Child]:
     """`start_ranks`, and wait until all have done well."""
-    children = start_ranks(nursery, n, exp_dir, *words, **options)
-    codes = [child.wait(180) for child in children]
-    assert codes == [0] * n, "\n".join(child.err[-2000:] for child in children)
-    return children
+    return all_well(start_ranks(nursery, n, exp_dir, *words, **options))
+
+
+def call_ranks(nursery: Nursery, n: int, function: Callable[..., None], *arguments: str | int) -> list[Child]:
+    """`function(rank, *arguments)` in `n` processes, until all have done well."""
+    return all_well([nursery.call(function, rank, *arguments) for rank in range(n)])
+
+
+def all_well(children: Sequence[Child], timeout: float = 180.0) -> list[Child]:
+    """The processes, once all have ended with 0; where one has not, the others are not waited for."""
+    until = time.monotonic() + timeout
+    while not all([child.ended() for child in children]):
+        if any(child.code for child in children) or time.monotonic() > until:
+            for child in children:
+                child.kill()
+        time.sleep(0.01)
+    codes = [child.code for child in children]
+    assert codes == [0] * len(children), (codes, *(child.err[-2000:] for child in children))
+    return list(children)
 
 
 def status(folder: Path) -> dict[str, Any]:

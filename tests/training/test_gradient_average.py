@@ -6,12 +6,14 @@ import torch
 from safetensors.torch import load_file
 
 from nerf_trainer.training.runtime import Runtime
+from tests.faults.nursery import Nursery
+from tests.faults.rank_kit import call_ranks
 from tests.training.rank_average import average_a_rank, stepped
 from tests.training.tiny_run import frame
 
 
-def test_ranks_have_the_same_mean_of_what_any_of_them_reached(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(average_a_rank, args=(str(tmp_path),), nprocs=2)
+def test_ranks_have_the_same_mean_of_what_any_of_them_reached(nursery: Nursery, tmp_path: Path) -> None:
+    call_ranks(nursery, 2, average_a_rank, str(tmp_path))
     for kept in (load_file(tmp_path / f"rank-{rank}") for rank in range(2)):
         assert kept["begin.shared"].tolist() == [1.0, 1.0] and kept["begin.of_none"].tolist() == [4.0]
         assert int(kept["begin.seen"]) == 0  # the first rank's

@@ -1,22 +1,19 @@
 """Two processes train one model through the real command, on CPUs."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from nerf_trainer import experiment
 from nerf_trainer.evaluation.evaluator import IMAGES_FILE, RESULTS_FILE
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.metrics_log import read_rows
 from scenes.render_co3d_category import Job, render
-from tests.command_kit import typed
+from tests.faults.nursery import Nursery
+from tests.faults.rank_kit import all_well, call_ranks, places
 from tests.training.rank_evaluation import evaluate_a_rank
 from tests.training.rank_run import N_STEPS, train_a_rank
 
@@ -56,24 +53,14 @@ def scene(tmp_path: Path) -> Path:
     return folder
 
 
-def two_processes(*words: str, cwd: Path) -> str:
+def two_processes(nursery: Nursery, *words: str, cwd: Path) -> str:
     """What the command says."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = subprocess.run(
-        [*command, "-m", "nerf_trainer.experiment", "--config-dir", "recipes", "--config-name", "two", *words],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    errors = [line for line in run.stderr.splitlines() if "rror" in line]
-    assert run.returncode == 0, "\n".join(errors)
-    return run.stdout
+    chosen = ("--config-dir", "recipes", "--config-name", "two", *words)
+    children = [nursery.start(*chosen, cwd=cwd, ACCELERATE_USE_CPU="true", **place) for place in places(2)]
+    return "".join(child.out for child in all_well(children))
 
 
-@pytest.mark.slow
-def test_two_processes_train_validate_upsample_save_and_resume(scene: Path, tmp_path: Path) -> None:
+def test_two_processes_train_validate_upsample_save_and_resume(nursery: Nursery, scene: Path, tmp_path: Path) -> None:
     """Two passes of which the coarse one has a loss without weight: its own weights get no gradient."""
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "two.yaml").write_text(GROWING_GRIDS)
@@ -100,7 +87,7 @@ def test_two_processes_train_validate_upsample_save_and_resume(scene: Path, tmp_
         f"{LOOP}.detect_dead_start=false",
         "test_when_finished=False",
     ]
-    two_processes(*words, "max_epochs=2", cwd=tmp_path)
+    two_processes(nursery, *words, "max_epochs=2", cwd=tmp_path)
     rows = list(read_rows(tmp_path / "run" / "metrics.jsonl"))
     assert [(row["split"], row["step"]) for row in rows] == [
         ("train", 2), ("train", 3), ("val", 3), ("train", 4), ("train", 6), ("val", 6),
@@ -111,15 +98,15 @@ def test_two_processes_train_validate_upsample_save_and_resume(scene: Path, tmp_
     weights = load_file(checkpoint.path / "model.safetensors")
     assert weights["_fields.1.voxel_grid_density._values.nodes"].shape == (9, 9, 9, 1)
 
-    said = two_processes(*words, "max_epochs=3", cwd=tmp_path)
+    said = two_processes(nursery, *words, "max_epochs=3", cwd=tmp_path)
     assert said.count("resumes from step 6") == 1
     latest = CheckpointStore(tmp_path / "run").latest()
     assert latest is not None and latest.state.step == 9
 
 
-def test_processes_test_and_save_with_the_running_statistics_of_the_first(tmp_path: Path) -> None:
+def test_processes_test_and_save_with_the_running_statistics_of_the_first(nursery: Nursery, tmp_path: Path) -> None:
     """Batch normalisation keeps means of what it saw, and each process sees other views."""
-    torch.multiprocessing.spawn(train_a_rank, args=(str(tmp_path),), nprocs=2)
+    call_ranks(nursery, 2, train_a_rank, str(tmp_path))
     saved = {
         step: load_file(tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
         for step in (N_STEPS, N_STEPS + 1)
@@ -169,26 +156,18 @@ def small_category_run(folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.slow
-def test_a_finished_run_evaluates_to_the_same_on_two_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_evaluates_to_the_same_on_two_processes(nursery: Nursery, tmp_path: Path) -> None:
     """As on one, bit by bit. The number of views is odd: none is lost or doubled."""
-    words = small_category_run(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
-    code, _, error = typed("nerf_runner", experiment.main, monkeypatch, capsys)(*words)
-    assert code == 0, error
+    child = nursery.run(*small_category_run(tmp_path), cwd=tmp_path, ACCELERATE_USE_CPU="true")
+    assert child.code == 0, child.err
     run = tmp_path / "run"
     trained = json.loads((run / RESULTS_FILE).read_text())
-    torch.multiprocessing.spawn(evaluate_a_rank, args=(str(tmp_path), 1), nprocs=1)
+    call_ranks(nursery, 1, evaluate_a_rank, str(tmp_path), 1)
     alone, views = (run / RESULTS_FILE).read_text(), (run / IMAGES_FILE).read_text()
     (run / RESULTS_FILE).unlink()
-    for before, after in zip(trained, json.loads(alone), strict=True):  # this process computed with more threads
-        assert before["metrics"] == pytest.approx(after["metrics"], rel=1e-5, abs=1e-6)
+    assert [row["metrics"] for row in trained] == [row["metrics"] for row in json.loads(alone)]
 
-    torch.multiprocessing.spawn(evaluate_a_rank, args=(str(tmp_path), 2), nprocs=2)
+    call_ranks(nursery, 2, evaluate_a_rank, str(tmp_path), 2)
     assert (run / RESULTS_FILE).read_text() == alone
 
     def lines(text: str) -> list[dict[str, object]]:
