@@ -117,7 +117,7 @@ def test_a_stuck_process_is_waited_for_as_long_as_was_said(nursery: Nursery, fol
         await_lines(children[0], folder / str(i), i + 1)
     all_stuck = time.monotonic()
     for i, children in enumerate(runs):
-        assert [child.wait(120) for child in children] == [7, 7]
+        assert [child.wait(120) for child in children] == [7, 7], [child.err[-1500:] for child in children]
         said = status(folder / str(i))
         assert (said["state"], said["code"]) == ("failed", 7)
         assert f"process {(i + 1) % 2} of 2 is stuck" in said["message"]
