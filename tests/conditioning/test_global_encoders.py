@@ -28,6 +28,8 @@ from nerf_trainer.rays.samplers import NearFarRaySampler
 from nerf_trainer.training.checkpoint import CheckpointStore
 from tests.conditioning.rank_kit import train_a_rank
 from tests.data.conftest import BlenderScene
+from tests.faults.nursery import Nursery
+from tests.faults.rank_kit import call_ranks
 from tests.scene_kit import orbit
 
 
@@ -310,8 +312,8 @@ def test_a_run_keeps_its_codes_as_scenes_come_and_go(tmp_path: Path, monkeypatch
 # --- two processes -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_agree_on_whose_code_is_whose(tmp_path: Path):
-    torch.multiprocessing.spawn(train_a_rank, args=(str(tmp_path),), nprocs=2)
+def test_two_processes_agree_on_whose_code_is_whose(nursery: Nursery, tmp_path: Path):
+    call_ranks(nursery, 2, train_a_rank, str(tmp_path))
     one, other = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert bytes(one["autodecoder._names"].tolist()) == b'["a", "b"]'

@@ -26,6 +26,8 @@ from nerf_trainer.training.session import Session
 from nerf_trainer.training.skipped_steps import FILE_NAME
 from tests.faults.counts import Fault
 from tests.faults.divergence_rank import FAULTY_RANK, GRADIENT_AT, LOSS_AT, N_STEPS, train_a_rank
+from tests.faults.nursery import Nursery
+from tests.faults.rank_kit import call_ranks
 from tests.training import tiny_experiment
 from tests.training.run_records import StopAfter, final, logged
 from tests.training.tiny_experiment import experiment
@@ -80,11 +82,9 @@ def breaking(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.fault(row=39)
-def test_all_ranks_leave_out_a_step_that_is_not_finite_on_one(
-    fault: Fault, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_all_ranks_leave_out_a_step_that_is_not_finite_on_one(fault: Fault, nursery: Nursery, tmp_path: Path) -> None:
     fault.times(2, quick=2)
-    torch.multiprocessing.spawn(train_a_rank, args=(str(tmp_path),), nprocs=2)
+    children = call_ranks(nursery, 2, train_a_rank, str(tmp_path))
     one, other = (load_file(tmp_path / f"weights-{rank}")["weights"] for rank in range(2))
     assert one.isfinite().all() and torch.equal(one, other)
     stayed = [i for i in range(1, N_STEPS) if torch.equal(one[i], one[i - 1])]
@@ -100,7 +100,7 @@ def test_all_ranks_leave_out_a_step_that_is_not_finite_on_one(
         assert line["batches"] == [{"frame_number": [100 * line["rank"] + step]}]
         at_fault = step == LOSS_AT and line["rank"] == FAULTY_RANK
         assert line["objective_is_finite"] is not at_fault
-    said = " ".join(capfd.readouterr().out.split())
+    said = " ".join(children[0].out.split())
     assert "1 of 3 steps up to step 6 were skipped: loss_rgb_mse, loss_rgb_psnr was not finite" in said
     assert "1 of 3 steps up to step 9 were skipped: grad_norm was not finite" in said
     fault.passed(2)
