@@ -119,7 +119,7 @@ def test_a_perfect_prediction(fault: Fault, tmp_path: Path, value: float) -> Non
     assert metrics["loss_rgb_mse"] == 0.0 and metrics["loss_rgb_psnr"] > 60.0
     finite = {name for name, found in metrics.items() if found.isfinite()}
     assert {name for name in metrics if "psnr" not in name} <= finite
-    row = {"step": 1, "split": "test", **{name: float(found) for name, found in metrics.items()}}
+    row = {"step": 1, "split": "test", **{name: found.item() for name, found in metrics.items()}}
     MetricsLog(tmp_path).append(row)
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert isinstance(strict(line), dict) and list(read_rows(tmp_path / "metrics.jsonl")) == [row]
