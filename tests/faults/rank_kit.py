@@ -77,3 +77,11 @@ def n_lines(folder: Path) -> int:
     """How many lines the log of a run has."""
     log = folder / "metrics.jsonl"
     return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def await_lines(child: Child, folder: Path, n: int, seconds: float = 120.0) -> None:
+    """Return once the run in a folder has logged so many steps."""
+    until = time.monotonic() + seconds
+    while n_lines(folder) < n:
+        assert not child.ended() and time.monotonic() < until, child.err[-2000:]
+        time.sleep(0.002)

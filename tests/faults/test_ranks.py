@@ -26,8 +26,8 @@ from safetensors.torch import load_file
 
 from nerf_trainer.evaluation.evaluator import IMAGES_FILE, RESULTS_FILE
 from tests.faults.counts import Fault
-from tests.faults.nursery import REPOSITORY, Child, Nursery
-from tests.faults.rank_kit import n_lines, run_ranks, start_ranks, status
+from tests.faults.nursery import REPOSITORY, Nursery
+from tests.faults.rank_kit import await_lines, n_lines, run_ranks, start_ranks, status
 from tests.faults.run_kit import LOADERS, LOOP
 from tests.training.run_records import final, logged, newest
 
@@ -49,14 +49,6 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 def folder(nursery: Nursery, tmp_path: Path) -> Path:
     """Where this test's runs are."""
     return tmp_path
-
-
-def await_lines(child: Child, folder: Path, n: int) -> None:
-    """Return once the run has logged so many steps."""
-    until = time.monotonic() + 120
-    while n_lines(folder) < n:
-        assert not child.ended() and time.monotonic() < until, child.err[-2000:]
-        time.sleep(0.002)
 
 
 @pytest.mark.fault(row=45)

@@ -16,15 +16,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.counts import Fault
-from tests.faults.nursery import REPOSITORY, Child, Nursery
-from tests.faults.rank_kit import WORDS, n_lines, status
+from tests.faults.nursery import REPOSITORY, Nursery
+from tests.faults.rank_kit import WORDS, await_lines, status
 from tests.faults.run_kit import LOOP, TINY
 from tests.training.run_records import final, logged
 
@@ -132,14 +131,6 @@ def test_two_launches_on_one_host_do_not_meet(tmp_path: Path, fault: Fault) -> N
         assert status(tmp_path / str(i))["state"] == "done"
         fault.passed()
     assert logged(tmp_path / "0") != logged(tmp_path / "1")
-
-
-def await_lines(child: Child, folder: Path, n: int, seconds: float = 60) -> None:
-    """Return once the log of a run has so many lines."""
-    until = time.monotonic() + seconds
-    while n_lines(folder) < n:
-        assert not child.ended() and time.monotonic() < until, child.err[-2000:]
-        time.sleep(0.002)
 
 
 @pytest.mark.fault(row=53)
