@@ -10,6 +10,12 @@ from nerf_trainer.errors import ConfigError, keyed_line
 _VARIABLE = re.compile(r"(?<!\\)\$\{oc\.env:\s*(\w+)\s*\}")
 """An interpolation without a value to fall back on."""
 
+_ANY_VARIABLE = re.compile(r"\$\{oc\.env:\s*([^},\s]+)")
+"""An interpolation, with a value to fall back on or without."""
+
+_SHORTEST_SECRET = 4
+"""Characters; less is a word that may stand anywhere."""
+
 
 def require_variables(values: Any, source: str, typed: Collection[str] = ()) -> None:
     """Refuse a configuration that takes values from environment variables that are not set, all of them at once.
@@ -57,3 +63,17 @@ def _unset(text: str) -> tuple[str, ...]:
 
 def _listed(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def with_variables_unread(message: str, text: str | None) -> str:
+    """A message to be kept, with the names of the environment variables that a configuration reads in place of what
+    they hold: that may be a secret.
+
+    Args:
+        text: the configuration as YAML, interpolations as written; None for none.
+    """
+    for name in dict.fromkeys(_ANY_VARIABLE.findall(text or "")):
+        value = os.environ.get(name, "")
+        if len(value) >= _SHORTEST_SECRET:
+            message = message.replace(value, f"${{oc.env:{name}}}")
+    return message

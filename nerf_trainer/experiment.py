@@ -17,7 +17,7 @@ from nerf_trainer.command_line import assignment, chosen_config, given_keys, lis
 from nerf_trainer.config import Configurable, build, choice, defaults, prune
 from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.data.splits import DatasetMap
-from nerf_trainer.environment import require_variables
+from nerf_trainer.environment import require_variables, with_variables_unread
 from nerf_trainer.errors import CheckpointError, ConfigError, UserError
 from nerf_trainer.models.base import ImplicitronModelBase
 from nerf_trainer.ops.backend import Kernels
@@ -177,7 +177,7 @@ class Experiment(Configurable):
     ) -> tuple[LoopResult, DatasetMap]:
         """The run, and what it ran on; `status.json` says how it ended."""
         kept = None if self.training_loop.eval_only else folder
-        status = StatusFile(kept if runtime.is_main else None, partial(run_config.with_variables_unread, text=text))
+        status = StatusFile(kept if runtime.is_main else None, partial(with_variables_unread, text=text))
         try:
             with ranks.explained(status, kept):
                 return self._train_or_evaluate(folder, text, runtime, display, status)

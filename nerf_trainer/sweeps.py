@@ -24,9 +24,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 
+from nerf_trainer.environment import with_variables_unread
 from nerf_trainer.errors import DistributedError, UserError, keyed_line
 from nerf_trainer.stopping import InterruptingSignals, StoppedError
-from nerf_trainer.training.run_config import with_variables_unread
 
 RECORDS = ".jobs"
 TABLE, JSON_FILE = "sweep.md", "sweep.json"

@@ -28,9 +28,6 @@ _FREE = re.compile(
 )
 """Keys that change no step of a training: how long, how often something is said or saved, and how it is evaluated."""
 
-_VARIABLE = re.compile(r"\$\{oc\.env:\s*([^},\s]+)")
-_SHORTEST_SECRET = 4
-"""Characters; less is a word that may stand anywhere."""
 _MISSING = object()
 
 Defaults = Callable[[], DictConfig]
@@ -51,20 +48,6 @@ class OnConflict(Enum):
 def to_text(cfg: DictConfig) -> str:
     """What `expconfig.yaml` says of a configuration."""
     return OmegaConf.to_yaml(prune(cfg), resolve=False)
-
-
-def with_variables_unread(message: str, text: str | None) -> str:
-    """A message to be kept, with the names of the environment variables that a configuration reads in place of what
-    they hold: that may be a secret.
-
-    Args:
-        text: the configuration (see `to_text`); None for none.
-    """
-    for name in dict.fromkeys(_VARIABLE.findall(text or "")):
-        value = os.environ.get(name, "")
-        if len(value) >= _SHORTEST_SECRET:
-            message = message.replace(value, f"${{oc.env:{name}}}")
-    return message
 
 
 def digest(text: str) -> str:
