@@ -143,9 +143,7 @@ def _compose_and_run(command: _Command) -> None:
     told: dict[str, int] = {}
 
     def job(cfg: DictConfig) -> None:
-        # Interpolations stay as they were typed: what they stand for may be a secret, and words are said and kept.
-        words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-        overrides = as_typed(map(str, words), command.args.overrides)  # type: ignore[arg-type]
+        overrides = as_typed(sweeps.task_words(HydraConfig.get()), command.args.overrides)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             _run_swept_job(command, cfg, overrides, told)
             return

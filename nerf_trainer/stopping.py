@@ -9,6 +9,7 @@ import itertools
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
@@ -60,6 +61,30 @@ def exit_on_signals() -> None:
         signal.signal(number, end)
 
 
+class Handlers:
+    """What is called when one of `SIGNALS` comes, between `put` and `take_back`; what was called before then is again.
+
+    Outside of the main thread, where Python allows no handlers, nothing is.
+    """
+
+    def __init__(self, handler: Callable[[int, FrameType | None], None]) -> None:
+        self._handler = handler
+        self._previous: dict[int, Any] = {}
+
+    def put(self) -> bool:
+        """Whether it is called from now on."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handler) for number in SIGNALS}
+        return bool(self._previous)
+
+    def take_back(self) -> bool:
+        """Whether it was called until now."""
+        previous, self._previous = self._previous, {}
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        return bool(previous)
+
+
 class InterruptingSignals:
     """While entered, a signal raises `StoppedError` in the main thread; a second one ends the process at once.
 
@@ -71,22 +96,19 @@ class InterruptingSignals:
     _in_force = False
 
     def __init__(self) -> None:
-        self._previous: dict[int, Any] = {}
+        self._handlers = Handlers(self._raise)
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        if self._handlers.put():
             InterruptingSignals._came, InterruptingSignals._in_force = None, True
-            self._previous = {number: signal.signal(number, self._raise) for number in SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        came = self.take() if self._previous else None
-        InterruptingSignals._in_force = InterruptingSignals._in_force and not self._previous
-        self._previous = {}
+        if not self._handlers.take_back():
+            return
+        came, InterruptingSignals._in_force = self.take(), False
         if came is not None and error is not None and not isinstance(error, StoppedError):
             raise StoppedError.with_nothing_to_save(came) from error
 

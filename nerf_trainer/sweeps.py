@@ -27,6 +27,7 @@ from tabulate import tabulate
 from nerf_trainer.environment import with_variables_unread
 from nerf_trainer.errors import DistributedError, UserError, keyed_line
 from nerf_trainer.stopping import InterruptingSignals, StoppedError
+from nerf_trainer.whole_files import replace_file
 
 RECORDS = ".jobs"
 TABLE, JSON_FILE = "sweep.md", "sweep.json"
@@ -96,9 +97,8 @@ class Sweep:
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         print(f"\nsweep of {len(jobs)} jobs: {counts}\n\n{text}\n\nkept in {self.folder / TABLE}", flush=True)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self.folder / TABLE, f"{text}\n")
-            _replace(self.folder / JSON_FILE, json.dumps([asdict(job) for job in jobs], indent=1) + "\n")
+            replace_file(self.folder / TABLE, f"{text}\n")
+            replace_file(self.folder / JSON_FILE, json.dumps([asdict(job) for job in jobs], indent=1) + "\n")
         except OSError as error:
             print(f"note: {self.folder}: the table could not be written there ({error.strerror})", flush=True)
         return jobs
@@ -173,8 +173,7 @@ class Record:
         if not is_first_rank():
             return
         with contextlib.suppress(OSError):  # then its line of the table says less
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self._path, json.dumps(asdict(self.job)) + "\n")
+            replace_file(self._path, json.dumps(asdict(self.job)) + "\n")
 
 
 def require_no_stop(error: UserError | None) -> None:
@@ -267,24 +266,24 @@ def _shown(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}-{os.getpid()}.tmp")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _expected(config: DictConfig) -> list[list[str]]:
     """The overrides of each job where Hydra's own sweeper makes them; another decides as it goes on."""
     sweeper = config.hydra.sweeper
     if not str(sweeper.get("_target_")).endswith(f".{BasicSweeper.__name__}"):
         return []
     words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    words += [str(word) for word in OmegaConf.to_container(config.hydra.overrides.task, resolve=False)]  # type: ignore[union-attr]
+    words += task_words(config.hydra)
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
     return jobs
+
+
+def task_words(of_hydra: Any) -> list[str]:
+    """The overrides of a command or job in Hydra's own configuration.
+
+    Interpolations stay as they were typed: what they stand for may be a secret, and words are said and kept.
+    """
+    words = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)
+    return [str(word) for word in words] if isinstance(words, list) else []
 
 
 # --- folders -------------------------------------------------------------------------------------------------------

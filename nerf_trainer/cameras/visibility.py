@@ -11,19 +11,18 @@ by
 and likewise, with theta - phi, towards the axis.
 """
 
-import math
-from collections.abc import Iterator
-
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nerf_trainer.cameras.cameras import Cameras
+from nerf_trainer.cameras.spread import well_spread
 
 PAIRS_AT_ONCE = 2**21
 """Most pairs of a ball and a view that are looked at together, which bounds memory."""
 
-GOLDEN_RATIO = (1.0 + math.sqrt(5.0)) / 2.0
+FEW_VIEWS = (1, 4, 16, 64)
+"""How many views, far apart, have been asked after each round; the last round asks all others."""
 
 _THROUGH_A_LENS = 2.0
 """How much larger than a pinhole's the picture of a ball may be through a lens that distorts."""
@@ -41,24 +40,13 @@ def seen_by_any(
         radii: of the balls, world units.
         nearest: what a camera has around itself within this distance, world units, it does not show.
     """
-    seen = torch.zeros(len(centers), dtype=torch.bool, device=centers.device)
-    for views in _groups(len(cameras)):
-        group = cameras[views.to(cameras.device)]
-        for left in (~seen).nonzero()[:, 0].split(max(1, PAIRS_AT_ONCE // len(group))):
-            seen[left] = _seen(group, centers[left], radii[left], nearest).any(dim=0)
+    seen, asked = torch.zeros(len(centers), dtype=torch.bool, device=centers.device), set[int]()
+    for n_views in (*(n for n in FEW_VIEWS if n < len(cameras)), len(cameras)):
+        views = [view for view in well_spread(cameras, n_views) if view not in asked]
+        asked.update(views)
+        for left in (~seen).nonzero()[:, 0].split(max(1, PAIRS_AT_ONCE // len(views))):
+            seen[left] = _seen(cameras[views], centers[left], radii[left], nearest).any(dim=0)
     return seen
-
-
-def _groups(n_views: int) -> Iterator[Int[Tensor, "G"]]:
-    """Numbers of all views in groups, each as large as all before it, each spread over all of a video.
-
-    The ranks of multiples of the golden ratio, without their whole parts: any number of the first lie evenly spread.
-    """
-    order = (torch.arange(n_views, dtype=torch.float64) * GOLDEN_RATIO % 1.0).argsort(stable=True).argsort(stable=True)
-    start, end = 0, 1
-    while start < n_views:
-        yield order[start:end]
-        start, end = end, 2 * end
 
 
 def _seen(

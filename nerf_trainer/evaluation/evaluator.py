@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import shutil
 import time
 from abc import abstractmethod
@@ -29,6 +28,7 @@ from nerf_trainer.evaluation.view_synthesis import (
 )
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase
+from nerf_trainer.whole_files import replace_file
 
 RESULTS_FILE = "results_test.json"
 """The summary: a list of objects with subset, subsubset, metrics, eval_epoch, and how the numbers were made."""
@@ -144,7 +144,7 @@ class ImplicitronEvaluator(EvaluatorBase):
         views = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         for name, text in ((IMAGES_FILE, views), (RESULTS_FILE, summary)):
             try:
-                _replace_file(context.exp_dir / name, text)
+                replace_file(context.exp_dir / name, text)
             except OSError as error:
                 if name not in self._refused:
                     self._refused.add(name)
@@ -320,20 +320,6 @@ def _json_metrics(metrics: Metrics) -> dict[str, float | None]:
 def _finite(value: float | None) -> float | None:
     """JSON has no numbers for what is not finite."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """Write a file that is there in full or as it was before."""
-    part = path.with_name(f".{path.name}-{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _say_nothing(text: str) -> None:

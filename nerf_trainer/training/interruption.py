@@ -5,12 +5,11 @@ The end of the launcher that started it asks for the same.
 
 import os
 import signal
-import threading
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 from nerf_trainer.errors import UserError
-from nerf_trainer.stopping import SIGNALS, InterruptingSignals, exit_code, launcher_is_gone
+from nerf_trainer.stopping import Handlers, InterruptingSignals, exit_code, launcher_is_gone
 
 
 class RunStoppedError(UserError):
@@ -37,7 +36,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._noted: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._handlers = Handlers(self._note)
 
     @property
     def received(self) -> int | None:
@@ -58,17 +57,14 @@ class StopSignals:
         return RunStoppedError(message, self.received if self.received is not None else signal.SIGTERM)
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        if self._handlers.put() and self._noted is None:
             self._noted = InterruptingSignals.take()
-            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+        self._handlers.take_back()
         if error is None and self._noted is not None:
             InterruptingSignals.give_back(self._noted)
 

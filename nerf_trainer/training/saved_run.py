@@ -41,8 +41,6 @@ class SavedRun:
             raise CheckpointError(f"exp_dir: {folder}: {found}; expected the folder of a trained run")
         try:
             config = OmegaConf.create(read_yaml_text(self._path))
-        except ConfigError:
-            raise
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ConfigError(f"{self._path}: can't be read ({reason[0]}); expected a run's configuration") from error

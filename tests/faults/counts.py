@@ -7,6 +7,8 @@ the default), `tenth` (CI) or `full` (`make test-faults`).
 import os
 from dataclasses import dataclass
 
+from hypothesis import HealthCheck, settings
+
 LEVELS = ("quick", "tenth", "full")
 
 
@@ -40,3 +42,9 @@ class Fault:
     def passed(self, n: int = 1) -> None:
         """Count what passed; called after the assertions that show it."""
         self.n_passed += n
+
+
+def examples(n: int) -> settings:
+    """Settings of Hypothesis for a test of faults: `n` examples, the same ones each time."""
+    checks = list(HealthCheck)
+    return settings(max_examples=n, deadline=None, suppress_health_check=checks, derandomize=True, database=None)

@@ -35,7 +35,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -47,7 +47,7 @@ from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.errors import MAX_LINE, ConfigError, DataError
 from nerf_trainer.rays.samplers import NearFarRaySampler
 from tests.data.scene_formats import BLENDER_FILE, FORMATS, SceneFormat, edit_json, llff_setting
-from tests.faults.counts import Fault
+from tests.faults.counts import Fault, examples
 from tests.known_scene import facing
 from tests.peak_memory import memory_grows_by_less_than
 
@@ -315,13 +315,7 @@ def test_31_a_thousand_spoiled_descriptions(kind, fresh, fault: Fault):
     original, n = (folder / kind.json_file).read_text(), fault.times(1000 // len(JSON_FORMATS), quick=40)
     outcomes = {"read": 0, "refused": 0}
 
-    @settings(
-        max_examples=n,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        derandomize=True,
-        database=None,
-    )
+    @examples(n)
     @given(spoiled_text(original))
     def attempt(text: bytes) -> None:
         (folder / kind.json_file).write_bytes(text)

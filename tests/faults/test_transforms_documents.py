@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nerf_trainer.errors import ConfigError, DataError
 from tests.data.transforms_scene import nerfstudio, read, save
-from tests.faults.counts import Fault
+from tests.faults.counts import Fault, examples
 from tests.known_scene import ring
 
 JUNK = st.one_of(
@@ -44,13 +44,7 @@ def test_31_documents_with_any_value_under_any_key(mutable_scene: tuple[Path, st
     """Of the file or of a frame."""
     n = fault.times(1000, quick=30)
 
-    @settings(
-        max_examples=n,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        derandomize=True,
-        database=None,
-    )
+    @examples(n)
     @given(
         changes=st.lists(st.tuples(KEYS, JUNK, st.integers(-1, 2)), min_size=1, max_size=3),
         factor=st.sampled_from([1, 2]),
