@@ -2,15 +2,17 @@
 
 A test that shows a row of the acceptance table is marked `@pytest.mark.fault(row=8)` and takes the fixture `fault`.
 With NERF_TRAINER_FAULT_TABLE=FILE in the environment the rows, tests and counts are written to FILE, a line a test, in
-Markdown.
+Markdown; `python -m tests.faults.table FILE` puts them into the table of docs/reliability.md.
 """
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.counts import LEVELS, Fault, level
+from tests.faults.shown import Shown, write
 
 PROPERTY = "fault"
 
@@ -36,6 +38,12 @@ def fault(request: pytest.FixtureRequest) -> Fault:
 
 
 _SHOWN = pytest.StashKey[Fault]()
+_BEGAN = pytest.StashKey[float]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The time that a run takes is counted from here."""
+    config.stash[_BEGAN] = time.monotonic()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,18 +66,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Writes the table of rows, where asked for."""
+    """Writes what the tests showed, where asked for."""
     file = os.environ.get("NERF_TRAINER_FAULT_TABLE")
     if not file:
         return
-    lines = []
+    found = []
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
-            for name, value in report.user_properties:
-                if name == PROPERTY:
-                    row, passed, of_table = value
-                    n = {"passed": str(passed), "skipped": "skipped"}.get(outcome, f"FAILED after {passed}")
-                    lines.append((row, report.nodeid.split("/")[-1], n, of_table))
-    head = ["| row | test | passed | of |", "|---|---|---|---|"]
-    rows = [f"| {row} | `{test}` | {n} | {of} |" for row, test, n, of in sorted(lines)]
-    Path(file).write_text("\n".join([*head, *rows]) + "\n")
+            path, _, test = report.nodeid.partition("::")
+            found += [
+                Shown(row, f"{path.rpartition('/')[2]}::{test}", outcome, passed, of_table)
+                for name, (row, passed, of_table) in report.user_properties
+                if name == PROPERTY
+            ]
+    write(Path(file), found, time.monotonic() - terminalreporter.config.stash[_BEGAN])

@@ -1,13 +1,19 @@
 """The table of docs/reliability.md: every row of the acceptance table, what happens there, and the tests that show it.
 
-    python -m tests.faults.table        # write it anew, after tests were added or renamed
+    python -m tests.faults.table        # write it anew, after tests were added or renamed; counts stay as they are
+    NERF_TRAINER_FAULT_TABLE=counts.md make test-faults && python -m tests.faults.table counts.md    # with new counts
 
-The tests are found by their marks, `@pytest.mark.fault(row=8)`, in the sources of this folder.
+The tests are found by their marks, `@pytest.mark.fault(row=8)`, in the sources of this folder; how often each passed,
+and of how many times, is what `shown.py` wrote of a whole run.
 """
 
+import argparse
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from tests.faults.shown import Marked, counts_of_run
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent.parent / "docs" / "reliability.md"
@@ -125,33 +131,69 @@ def _rows(nodes: Iterator[ast.AST] | list[ast.AST]) -> Iterator[int]:
             )
 
 
-def marked_tests(folder: Path = FOLDER) -> dict[int, list[str]]:
-    """For each row that has tests, where they stand: `test_signals.py: test_a, test_b`, an entry a file."""
+def marked_tests(folder: Path = FOLDER) -> dict[int, dict[str, list[str]]]:
+    """For each row that has tests, the names of each file's."""
     found: dict[int, dict[str, list[str]]] = {}
     for file in sorted(folder.glob("test_*.py")):
         for row, name in marked(file):
             found.setdefault(row, {}).setdefault(file.name, []).append(name)
-    return {
-        row: [f"`{file}`: {', '.join(f'`{name}`' for name in names)}" for file, names in files.items()]
-        for row, files in found.items()
+    return found
+
+
+def table(counts: Mapping[Marked, str]) -> str:
+    """The rows of each area in Markdown, each test with its count where there is one."""
+    lines = []
+    tests = {
+        row: "; ".join(_entry(row, file, names, counts) for file, names in files.items())
+        for row, files in marked_tests().items()
     }
-
-
-def table() -> str:
-    """The rows of each area in Markdown."""
-    tests, lines = marked_tests(), []
     for area, promises in PROMISES.items():
-        lines += [f"### {area}", "", "| row | what happens | tests |", "|---:|---|---|"]
-        lines += [f"| {row} | {text} | {'; '.join(tests.get(row, ['-']))} |" for row, text in promises.items()]
+        lines += [f"### {area}", "", "| row | what happens | tests, and how often each passed |", "|---:|---|---|"]
+        lines += [f"| {row} | {text} | {tests.get(row, '-')} |" for row, text in promises.items()]
         lines.append("")
     return "\n".join(lines)
 
 
-def with_table(page: str) -> str:
-    """A page with the table as it is now."""
+def _entry(row: int, file: str, names: list[str], counts: Mapping[Marked, str]) -> str:
+    found = [(name, counts.get(Marked(row, file, name))) for name in names]
+    return f"`{file}`: {', '.join(f'`{name}`' + (f' ({n})' if n else '') for name, n in found)}"
+
+
+def counts_of_page(page: str) -> tuple[str, dict[Marked, str]]:
+    """Which run the page's counts are of, and the counts."""
+    before, _, after = page.split(BEGIN)[1].split(END)[0].partition("### ")
+    found = {}
+    for line in after.splitlines():
+        if row := re.match(r"\| (\d+) \|", line):
+            for file, names in re.findall(r"`(test_\w+\.py)`: ([^;|]*)", line):
+                for name, n in re.findall(r"`(test_\w+)` \(([^)]*)\)", names):
+                    found[Marked(int(row[1]), file, name)] = n
+    return before.strip(), found
+
+
+def with_table(page: str, run: str | None = None, counts: Mapping[Marked, str] | None = None) -> str:
+    """A page with the table as it is now, and the counts of a run, or else those that it has."""
+    had_run, had = counts_of_page(page)
+    run, counts = had_run if run is None else run, had if counts is None else counts
     before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table()}\n{END}{rest.split(END)[1]}"
+    said = f"{run}\n\n" if run else ""
+    return f"{before}{BEGIN}\n\n{said}{table(counts)}\n{END}{rest.split(END)[1]}"
+
+
+def every_marked() -> Iterator[Marked]:
+    """The functions that are marked, once for each of their rows."""
+    for row, files in marked_tests().items():
+        for file, names in files.items():
+            yield from (Marked(row, file, name) for name in names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("counts", nargs="?", type=Path, help="what NERF_TRAINER_FAULT_TABLE named in a whole run")
+    file = parser.parse_args().counts
+    run, counts = (None, None) if file is None else counts_of_run(file.read_text(), set(every_marked()))
+    PAGE.write_text(with_table(PAGE.read_text(), run, counts))
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text()))
+    main()
