@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import table
-from tests.faults.shown import Shown, Marked, counts_of_run, write
+from tests.faults.shown import Marked, Shown, counts_of_run, write
 
 
 def test_the_page_names_the_tests_as_they_are():
