@@ -9,13 +9,12 @@ floor is of the same machine in the same state.
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import floors
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 from benchmarks.timing import step_times, table
 from nerf_trainer.training.runtime import Precision
 
@@ -103,8 +102,7 @@ def rows_of(found: dict[str, float]) -> list[dict[str, Any]]:
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     options = parser.parse_args(words)
     found = ceilings()
     rows = rows_of(found)

@@ -11,13 +11,12 @@ import argparse
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.trajectories import look_at
 from nerf_trainer.config import build, schema
@@ -319,8 +318,7 @@ def matrix() -> Iterator[tuple[str, Precision, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     options = parser.parse_args()
     outcomes = [take_step(*case) for case in matrix()]
     rows = [{**vars(outcome), "is_finite": outcome.is_finite} for outcome in outcomes]

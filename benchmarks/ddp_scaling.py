@@ -6,15 +6,12 @@
 Every run is nerf_runner under torchrun, which one and two processes take in turns. The time of a step is the median of
 what the log says, after a part of the steps that is left out: compiling, the capture, and a recipe's own beginning.
 The efficiency is t1 / t2, 1 where a second GPU costs nothing. That ranks draw other rays is seen in what the last
-checkpoint keeps of each one's random streams.
+checkpoint keeps of each one's random streams. Rows of other recipes stay in the record.
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,44 +19,33 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, earlier, passport, write
+from benchmarks.trainings import LOADER, LOOP, STEPS_ALONE, logged, nerf_runner
 
-LOOP = "training_loop_ImplicitronTrainingLoop_args"
-LOADER = "data_source_ImplicitronDataSource_args.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
 EMBEDDED = {"BLENDER_DATASET_ROOT": "scene:/", "BLENDER_SINGLESEQ_CLASS": "quickstart"}
 """The scene where the environment names none."""
 
 
 def train(recipe: str, n_ranks: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train by the command; what its log says of the steps that count."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
     words = [
         f"exp_dir={folder}",
         "max_epochs=1",
         "test_when_finished=false",
-        f"{LOOP}.validation_interval=0",
-        f"{LOOP}.visualize_interval=0",
-        f"{LOOP}.visdom_server=''",
-        f"{LOOP}.detect_dead_start=false",
+        *STEPS_ALONE,
         f"{LOOP}.metric_print_interval={options.every}",
         f"{LOADER}.dataset_length_train={options.steps}",
         *options.words,
     ]
-    ran = subprocess.run(
-        [*command, "-m", "nerf_trainer.experiment", "--config-name", recipe, *words],
-        env={"OMP_NUM_THREADS": "4", **EMBEDDED, **os.environ},
-        capture_output=True,
-        text=True,
-    )
-    if ran.returncode != 0:
-        raise SystemExit(f"{recipe} on {n_ranks} failed:\n{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    counted = [row for row in rows if row["split"] == "train" and row["step"] > options.skip]
+    log = folder.with_suffix(".log")
+    environment = {name: os.environ.get(name, value) for name, value in {"OMP_NUM_THREADS": "4", **EMBEDDED}.items()}
+    nerf_runner("--config-name", recipe, *words, log=log, n_ranks=n_ranks, environment=environment)
+    counted = [row for row in logged(folder, "train") if row["step"] > options.skip]
     return {
         "ms": [row["sec_per_step"] * 1e3 for row in counted],
         "rays_per_s": statistics.median(row["rays_per_s"] for row in counted),
         "peak_gib": max(row["peak_memory_gib"] for row in counted),
-        "way": next((line for line in ran.stdout.splitlines() if line.startswith("step: ")), "step: eager"),
+        "way": next((line for line in log.read_text().splitlines() if line.startswith("step: ")), "step: eager"),
         "distinct_draws": distinct_draws(folder, n_ranks),
     }
 
@@ -104,19 +90,21 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=100, help="steps of a line of the log")
     parser.add_argument("--turns", type=int, default=2, help="runs on each number of GPUs")
     parser.add_argument("--name", default="ddp_scaling", help="name of the record")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     parser.add_argument("words", nargs="*", help="overrides of the recipes, after --")
     options = parser.parse_args()
     if torch.cuda.is_available() and torch.cuda.device_count() < 2:
         raise SystemExit("found one GPU, expected two of one host")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(recipe, options, Path(folder)) for recipe in options.recipes]
-    for row in rows:
-        print(row, flush=True)
     settings = {"steps": options.steps, "skip": options.skip, "turns": options.turns, "words": options.words}
-    record = {"benchmark": "ddp_scaling", **passport(options.commit), **settings, "rows": rows}
-    print("written to", write(options.name, record, options.out))
+    made_by = passport(options.commit)
+    for recipe in options.recipes:
+        with tempfile.TemporaryDirectory() as folder:
+            row = measure(recipe, options, Path(folder))
+        row |= {**settings, "date": made_by["date"], "commit": made_by["commit"]}
+        print(row, flush=True)
+        rows = [other for other in earlier(options.name, options.out).get("rows", []) if other["recipe"] != recipe]
+        path = write(options.name, {"benchmark": "ddp_scaling", **made_by, "rows": [*rows, row]}, options.out)
+        print("written to", path, flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks.growth_streamed import streamed_rows
 from benchmarks.methods import composed
 from benchmarks.nerf_step import N_IMAGES, SIZE, scene
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 from benchmarks.render_view import SCENE
 from benchmarks.render_view import measure as measure_views
 from benchmarks.timing import fresh_memory, peak_gib, step_times, summary, table
@@ -159,17 +159,18 @@ def view_row(config: DictConfig, point: Point, precision: Precision, n_views: in
     return {**milliseconds, "peak_gib": row["peak_gib"], "captured": False}
 
 
-def measure(recipe: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each point."""
-    whole = recipe_of(recipe)
-    for point in points(recipe, options.axes, options.dry):
-        config = changed(whole, point.changes)
-        precision = Precision(options.precision)
-        if point.axis == "view":
-            row = view_row(config, point, precision, options.views)
-        else:
-            row = step_row(config, point, precision, options.warmup, options.steps)
-        yield {"recipe": recipe, "axis": point.axis, "value": point.value, "precision": precision.value, **row}
+def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each point of each recipe."""
+    precision = Precision(options.precision)
+    for recipe in options.recipes:
+        whole = recipe_of(recipe)
+        for point in points(recipe, options.axes, options.dry):
+            config = changed(whole, point.changes)
+            if point.axis == "view":
+                row = view_row(config, point, precision, options.views)
+            else:
+                row = step_row(config, point, precision, options.warmup, options.steps)
+            yield {"recipe": recipe, "axis": point.axis, "value": point.value, "precision": precision.value, **row}
 
 
 def main(words: list[str] | None = None) -> None:
@@ -187,24 +188,21 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--run-steps", type=int, default=6000, help="with --streamed: steps of a run, a half counted")
     parser.add_argument("--turns", type=int, default=2, help="with --streamed: runs each way")
     parser.add_argument("--dry", action="store_true", help="tiny sizes, a few steps: does everything run?")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     options = parser.parse_args(words)
     if options.dry:
         options.steps, options.warmup, options.views = 3, 1, 2
         options.images, options.run_steps, options.turns = 6, 8, 1
-    if options.streamed:
-        name, rows = "growth_streamed", streamed_rows(options)
-        columns = list(rows[0])
-    else:
-        name, rows, columns = "growth", [], COLUMNS
-        for recipe in options.recipes:
-            for row in measure(recipe, options):
-                rows.append(row)
-                print(row, flush=True)
-    record = {"benchmark": name, **passport(options.commit), "steps": options.steps, "rows": rows}
+    name = "growth_streamed" if options.streamed else "growth"
+    n_steps = options.run_steps if options.streamed else options.steps
+    record: dict[str, Any] = {"benchmark": name, **passport(options.commit), "steps": n_steps}
+    record["rows"] = rows = []
+    for row in streamed_rows(options) if options.streamed else measured(options):
+        rows.append(row)
+        print(row, flush=True)
+        write(name, record, options.out)
     print("written to", write(name, record, options.out))
-    print(table(rows, columns))
+    print(table(rows, list(rows[0]) if options.streamed else COLUMNS))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-LOOP = "training_loop_ImplicitronTrainingLoop_args"
-LOADER = "data_source_ImplicitronDataSource_args.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
+from benchmarks.trainings import LOADER, LOOP, STEPS_ALONE, logged, nerf_runner
+
 SIZE, DRY_SIZE = 400, 24
 
 
@@ -57,32 +56,23 @@ def run(recipe: str, scene: Path, max_memory: float, options: argparse.Namespace
         f"precision={'fp32' if options.dry else options.precision}",
         "max_epochs=1",
         "test_when_finished=false",
-        f"{LOOP}.validation_interval=0",
-        f"{LOOP}.visualize_interval=0",
-        f"{LOOP}.detect_dead_start=false",
+        *STEPS_ALONE,
         f"{LOOP}.metric_print_interval={every}",
         f"{LOADER}.dataset_length_train={options.run_steps}",
         f"{LOADER}.max_memory={max_memory!r}",
         *(dry_words(recipe) if options.dry else []),
     ]
-    environment = {
-        **os.environ,
-        "BLENDER_DATASET_ROOT": str(scene.parent.resolve()),
-        "BLENDER_SINGLESEQ_CLASS": scene.name,
-    }
-    command = [sys.executable, "-m", "nerf_trainer.experiment", "--config-name", recipe, *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{recipe} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["split"] == "train"]
+    place = {"BLENDER_DATASET_ROOT": str(scene.parent.resolve()), "BLENDER_SINGLESEQ_CLASS": scene.name}
+    log = folder.with_suffix(".log")
+    nerf_runner("--config-name", recipe, *words, log=log, environment=place)
+    rows = logged(folder, "train")
     half = options.run_steps // 2
     ends = [0, *(row["step"] for row in rows)]
     counted = [(row["step"] - end, row["sec_per_step"]) for end, row in zip(ends, rows) if end >= half]
     return {
         "ms": 1e3 * sum(n * seconds for n, seconds in counted) / sum(n for n, _ in counted),
         "peak_gib": max(row["peak_memory_gib"] for row in rows),
-        "streamed": "are streamed" in done.stdout + done.stderr,
+        "streamed": "are streamed" in log.read_text(),
     }
 
 
@@ -99,11 +89,10 @@ def dry_words(recipe: str) -> list[str]:
     ]
 
 
-def streamed_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+def streamed_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """For each recipe the mean step both ways, in turns, and the ratio of their speeds."""
     size = DRY_SIZE if options.dry else SIZE
     needed = options.images * size**2 * 4 / 1e9
-    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         scene = (options.data or Path(temporary)) / f"images_{options.images}_{size}"
         if not (scene / "transforms_test.json").exists():
@@ -122,6 +111,4 @@ def streamed_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
             row |= {"resident_ms": round(resident, 4), "streamed_ms": round(streamed, 4)}
             row |= {"speed_ratio": round(resident / streamed, 4)}
             row |= {f"{way}_peak_gib": max(part["peak_gib"] for part in of_way) for way, of_way in parts.items()}
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+            yield row

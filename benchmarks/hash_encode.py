@@ -11,13 +11,12 @@ zero-fill included; the kernels of spherical harmonics and of the density are ti
 import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 from nerf_trainer.ops.backend import Kernels, choose_kernels
 from nerf_trainer.ops.hash_encode import HashLevels, hash_encode
 from nerf_trainer.ops.log_density import log_density
@@ -132,8 +131,7 @@ def measure_beside(n: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=100, help="counted calls of each")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     options = parser.parse_args()
     rows = []
     for layout in LAYOUTS:

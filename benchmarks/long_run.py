@@ -33,7 +33,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.record import RECORDS, passport, write
+from benchmarks.record import RECORDS, add_options, passport, write
 from benchmarks.timing import table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -269,8 +269,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seconds-between-plots", type=float, default=15.0)
     parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--picture-only", action="store_true", help="draw the record that is there")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     options = parser.parse_args(words)
     if options.picture_only:
         save_picture(json.loads(((options.out or RECORDS) / "long_run.json").read_text()), options.picture)

@@ -10,14 +10,13 @@ density that costs next to nothing, while all cells are looked into and later.
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.hash_encode import captured, median_us
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 from nerf_trainer.occupancy import OccupancyGrid
 from nerf_trainer.ops.march import march
 from nerf_trainer.ops.ray_steps import BoundedRays
@@ -98,8 +97,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=50, help="counted calls of each")
     parser.add_argument("--rays", type=int, nargs="+", default=[2**14, 2**15])
     parser.add_argument("--occupied", type=float, nargs="+", default=[0.05, 0.2, 1.0])
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     options = parser.parse_args()
     rows = []
     for n_rays in options.rays:

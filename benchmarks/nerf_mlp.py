@@ -14,14 +14,13 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 from nerf_trainer.fields.base import FieldSpec
 from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
 from nerf_trainer.fields.radiance import RadianceField
@@ -188,8 +187,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["bf16", "tf32", "fp32"])
     parser.add_argument("--implementations", nargs="+", default=list(IMPLEMENTATIONS), choices=IMPLEMENTATIONS)
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     parser.add_argument("--tune", action="store_true", help="only print times by the kernels' constants; no record")
     options = parser.parse_args()
     if options.tune:

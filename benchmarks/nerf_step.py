@@ -11,17 +11,15 @@ listed apart. Memory is the most that was allocated from the first byte of the s
 """
 
 import argparse
-import gc
 import statistics
 import time
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
+from benchmarks.timing import fresh_memory, peak_gib, step_times, summary
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import Factory
 from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
@@ -123,53 +121,26 @@ class Training:
 
 def timed(setting: Setting, n_warmup: int, n_steps: int) -> dict[str, Any]:
     """Milliseconds of each of some steps, and what it took to get there."""
-    cuda = torch.cuda.is_available()
-    if cuda:
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    fresh_memory()
     training = Training(setting)
     began = time.perf_counter()
     for _ in range(FIRST_WARM_UP + 1):
         training.take()
-    if cuda:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     first = time.perf_counter() - began
     if setting.captured and not training.step.is_captured:
         raise SystemExit("\n".join(training.said) or "step: eager, for there is no GPU; give --capture eager")
     for _ in range(n_warmup):
         training.take()
-    times, in_a_row = on_device(training, n_steps) if cuda else on_host(training, n_steps)
+    times, in_a_row = step_times(training.take, n_steps)
     return {
         "times": times,
         "in_a_row": in_a_row,
         "first_steps_s": first,
         "capture_s": training.step.capture_seconds,
-        "peak": torch.cuda.max_memory_allocated() if cuda else 0,
+        "peak": peak_gib(),
     }
-
-
-def on_device(training: Training, n_steps: int) -> tuple[list[float], float]:
-    """Milliseconds of each step between events on the device, and of all by the clock, a step's mean."""
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(n_steps + 1)]
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    marks[0].record()
-    for mark in marks[1:]:
-        training.take()
-        mark.record()
-    torch.cuda.synchronize()
-    in_a_row = (time.perf_counter() - began) / n_steps * 1e3
-    return [a.elapsed_time(b) for a, b in pairwise(marks)], in_a_row
-
-
-def on_host(training: Training, n_steps: int) -> tuple[list[float], float]:
-    """The same on a CPU, by the clock."""
-    marks = [time.perf_counter()]
-    for _ in range(n_steps):
-        training.take()
-        marks.append(time.perf_counter())
-    return [(b - a) * 1e3 for a, b in pairwise(marks)], (marks[-1] - marks[0]) / n_steps * 1e3
 
 
 def measure(settings: list[Setting], n_warmup: int, n_steps: int, n_turns: int) -> list[dict[str, Any]]:
@@ -184,20 +155,17 @@ def measure(settings: list[Setting], n_warmup: int, n_steps: int, n_turns: int) 
 def _row(setting: Setting, parts: list[dict[str, Any]]) -> dict[str, Any]:
     times = [ms for part in parts for ms in part["times"]]
     in_a_row = statistics.mean(part["in_a_row"] for part in parts)
-    tenths = statistics.quantiles(times, n=10)
     return {
         "precision": setting.precision.value,
         "rays": setting.rays,
         "captured": setting.captured,
         "kernels": setting.kernels.value,
-        "ms_median": round(statistics.median(times), 3),
-        "ms_p10": round(tenths[0], 3),
-        "ms_p90": round(tenths[-1], 3),
+        **summary(times),
         "ms_in_a_row": round(in_a_row, 3),
         "rays_per_s": round(setting.rays / in_a_row * 1e3),
         "first_steps_s": round(parts[0]["first_steps_s"], 3),
         "capture_s": round(parts[0]["capture_s"], 3),
-        "peak_gib": round(max(part["peak"] for part in parts) / 2**30, 3),
+        "peak_gib": max(part["peak"] for part in parts),
     }
 
 
@@ -210,10 +178,11 @@ def main() -> None:
     parser.add_argument("--capture", choices=["eager", "captured", "both"], default="both", help="ways to run a step")
     parser.add_argument("--kernels", nargs="+", default=["auto"], help="auto, triton, torch: any of them")
     parser.add_argument("--turns", type=int, default=2, help="turns that the counted steps are divided into")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    parser.add_argument("--name", default="nerf_step", help="name of the record")
+    add_options(parser)
     options = parser.parse_args()
-    rows = []
+    record: dict[str, Any] = {"benchmark": "nerf_step", **passport(options.commit), "steps": options.steps}
+    record["rows"] = rows = []
     for n_rays in options.rays:
         for name in options.precision:
             settings = [
@@ -224,8 +193,8 @@ def main() -> None:
             for row in measure(settings, options.warmup, options.steps, options.turns):
                 rows.append(row)
                 print(row, flush=True)
-    record = {"benchmark": "nerf_step", **passport(options.commit), "steps": options.steps, "rows": rows}
-    print("written to", write("nerf_step", record, options.out))
+                write(options.name, record, options.out)
+    print("written to", write(options.name, record, options.out))
 
 
 if __name__ == "__main__":

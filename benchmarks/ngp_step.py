@@ -15,9 +15,8 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.methods import composed
 from benchmarks.nerf_step import scene
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 from benchmarks.render_view import SCENE
 from benchmarks.timing import fresh_memory, peak_gib, step_times, summary
 from nerf_trainer.config import build
@@ -229,17 +228,19 @@ def replayed(action: Callable[[], object], generators: Sequence[torch.Generator]
     return statistics.median(times) * 1e3
 
 
-def measured(options: argparse.Namespace, precision: Precision, captured: bool, kernels: Kernels) -> dict[str, Any]:
-    """One row of the record."""
+def measured(
+    options: argparse.Namespace, precision: Precision, captured: bool, kernels: Kernels
+) -> Iterator[dict[str, Any]]:
+    """One row of the record, then with the times of parts."""
     fresh_memory()
     training = Training(options.words, precision, captured, kernels)
     row = {"precision": precision.value, "captured": captured, "kernels": kernels.value}
     row |= timed(training, options.train, options.steps)
     if captured and not training.step.is_captured:
         raise SystemExit("\n".join(training.said) or "step: eager, for there is no GPU; give --capture eager")
+    yield row
     if torch.cuda.is_available() and training.model.capturable:
-        row["parts_us"] = parts(training, options.steps)
-    return row
+        yield {**row, "parts_us": parts(training, options.steps)}
 
 
 def main() -> None:
@@ -250,17 +251,20 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["bf16"])
     parser.add_argument("--capture", choices=list(WAYS), default="both", help="ways to run a step")
     parser.add_argument("--kernels", nargs="+", default=["auto"], help="auto, triton, torch: any of them")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    parser.add_argument("--name", default="ngp_step", help="name of the record")
+    add_options(parser)
     options = parser.parse_args()
-    rows = []
+    record: dict[str, Any] = {"benchmark": "ngp_step", **passport(options.commit), "words": options.words}
+    record["rows"] = rows = []
     for name in options.precision:
         for kernels in options.kernels:
             for captured in WAYS[options.capture]:
-                rows.append(measured(options, Precision(name), captured, Kernels(kernels)))
+                rows.append({})
+                for found in measured(options, Precision(name), captured, Kernels(kernels)):
+                    rows[-1] = found
+                    write(options.name, record, options.out)
                 print(rows[-1], flush=True)
-    record = {"benchmark": "ngp_step", **passport(options.commit), "words": options.words, "rows": rows}
-    print("written to", write("ngp_step", record, options.out))
+    print("written to", write(options.name, record, options.out))
 
 
 if __name__ == "__main__":

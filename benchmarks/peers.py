@@ -25,7 +25,7 @@ from benchmarks import floors, nerf_step
 from benchmarks.ceilings import ceilings
 from benchmarks.nerf_step import Setting
 from benchmarks.peer_steps import PEERS, Batches, Peer, Sizes
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 from benchmarks.timing import fresh_memory, peak_gib, step_times, summary, table
 from nerf_trainer.ops.backend import Kernels
 from nerf_trainer.training.runtime import Precision, Runtime
@@ -69,8 +69,7 @@ def timed_peer(peer: Peer, sizes: Sizes, precision: Precision, n_warmup: int, n_
 def timed_ours(captured: bool, sizes: Sizes, precision: Precision, n_warmup: int, n_steps: int) -> dict[str, Any]:
     """The same of our step."""
     setting = Setting(precision, sizes.rays, captured, Kernels.auto)
-    found = nerf_step.timed(setting, n_warmup, n_steps)
-    return {**found, "peak": round(found["peak"] / 2**30, 3)}
+    return nerf_step.timed(setting, n_warmup, n_steps)
 
 
 def measure(options: argparse.Namespace, sizes: Sizes, precision: Precision) -> list[dict[str, Any]]:
@@ -127,20 +126,23 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=4, help="blocks that the counted steps are divided into")
     parser.add_argument("--dry", action="store_true", help="a few steps of 8 rays, 6 and 12 samples each: does it run?")
     parser.add_argument("--name", default=None, help="of the record; default peer_PEER")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     options = parser.parse_args(words)
+    options.name = options.name or f"peer_{options.peer}"
     PEERS[options.peer].check(options.peer_root)
     sys.path.insert(0, str(options.peer_root.resolve()))
     sizes = [Sizes(n_rays) for n_rays in options.rays]
     if options.dry:
         options.steps, options.warmup, options.turns, sizes = 4, 0, 2, [Sizes(8, 6, 6)]
-    found = ceilings()
-    rows = [row for size in sizes for name in options.precision for row in measure(options, size, Precision(name))]
-    with_floors(rows, found)
-    record = {"benchmark": "peers", **passport(options.commit), "peer": options.peer, "steps": options.steps}
-    record = {**record, "ceilings": found, "rows": rows}
-    print("written to", write(options.name or f"peer_{options.peer}", record, options.out))
+    record: dict[str, Any] = {"benchmark": "peers", **passport(options.commit), "peer": options.peer}
+    record |= {"steps": options.steps, "ceilings": ceilings()}
+    record["rows"] = rows = []
+    for size in sizes:
+        for name in options.precision:
+            rows += measure(options, size, Precision(name))
+            with_floors(rows, record["ceilings"])
+            write(options.name, record, options.out)
+    print("written to", write(options.name, record, options.out))
     print(table(rows, COLUMNS))
 
 

@@ -5,26 +5,19 @@
     python -m benchmarks.quality_parity --gpus 0 1 --testskip 10
 
 Every run is nerf_runner in a process of its own. The exact way is eager float32; the fast one is captured, in bf16.
-Each tests in the precision that it trains in. The two ways run side by side, seeds one after another: nothing here is a
-time.
+Each tests in the precision that it trains in. Two runs at a time, side by side: nothing here is a time. A record of the
+same settings keeps its runs of other seeds, so that seeds may come in several calls.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, earlier, passport, write
+from benchmarks.trainings import LOADER, LOOP, NO_LPIPS, SCENE, CommandFailedError, nerf_runner, scores
 
-LOOP = "training_loop_ImplicitronTrainingLoop_args"
-DATA = "data_source_ImplicitronDataSource_args"
-LOADER = f"{DATA}.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
-SCENE = f"{DATA}.dataset_map_provider_BlenderDatasetMapProvider_args"
 WAYS = {
     "exact": ["precision=fp32", f"{LOOP}.capture_step=false"],
     "fast": ["precision=bf16", f"{LOOP}.capture_step=true"],
@@ -39,18 +32,16 @@ def train(way: str, seed: int, gpu: int | None, options: argparse.Namespace) -> 
         *("--config-name", options.config_name, *WAYS[way], f"seed={seed}", f"exp_dir={folder}", "max_epochs=1"),
         f"{LOADER}.dataset_length_train={options.steps}",
         f"{SCENE}.testskip={options.testskip}",
-        f"{LOOP}.evaluator_ImplicitronEvaluator_args.lpips_net=none",
+        NO_LPIPS,
         f"{LOOP}.validation_interval=0",
         f"{LOOP}.visualize_interval=0",
         f"{LOOP}.checkpoint_seconds=1.0e9",
         *options.words,
     ]
-    environment = os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
-    with open(options.runs / f"{way}_{seed}.log", "w") as log:
-        command = [sys.executable, "-m", "nerf_trainer.experiment", *words]
-        subprocess.run(command, env=environment, check=True, stdout=log, stderr=log)
-    row = json.loads((folder / "results_test.json").read_text())[0]
-    return {"way": way, "seed": seed, "n_views": row["n_views"], "psnr": round(row["metrics"][METRIC], 4)}
+    environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+    nerf_runner(*words, log=folder.with_suffix(".log"), environment=environment)
+    n_views, metrics = scores(folder)
+    return {"way": way, "seed": seed, "n_views": n_views, "psnr": round(metrics[METRIC], 4)}
 
 
 def compared(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,11 +66,10 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--testskip", type=int, default=1, help="test every so many-th view")
-    parser.add_argument("--gpus", type=int, nargs=2, default=None, help="of the exact and of the fast way")
+    parser.add_argument("--gpus", type=int, nargs=2, default=None, help="that runs take turns on")
     parser.add_argument("--name", default="quality_parity", help="of the record")
     parser.add_argument("--runs", type=Path, default=Path("runs/quality_parity"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     parser.add_argument("words", nargs="*", help="more words for nerf_runner, after --")
     return parser.parse_args(words)
 
@@ -87,16 +77,23 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
     options.runs.mkdir(parents=True, exist_ok=True)
-    settings = {"recipe": options.config_name, "steps": options.steps, "ways": WAYS, "words": options.words}
-    record: dict[str, Any] = {"benchmark": "quality_parity", **passport(options.commit), **settings, "runs": []}
+    settings = {"recipe": options.config_name, "steps": options.steps, "testskip": options.testskip}
+    settings |= {"ways": WAYS, "words": options.words}
+    kept, before = [], earlier(options.name, options.out)
+    if all(before.get(name) == value for name, value in settings.items()):
+        kept = [run for run in before["runs"] if run["seed"] not in options.seeds]
+    record: dict[str, Any] = {"benchmark": "quality_parity", **passport(options.commit), **settings, "runs": kept}
+    left = [(way, seed) for seed in reversed(options.seeds) for way in reversed(WAYS)]
+    left.sort(key=lambda run: run[0] == "exact")  # those that take longest are taken first, from the end
     lock, failures = threading.Lock(), []
 
-    def seeds_of(way: str, gpu: int | None) -> None:
-        for seed in options.seeds:
+    def work(gpu: int | None) -> None:
+        while left and not failures:
             try:
+                way, seed = left.pop()
                 found = train(way, seed, gpu, options)
-            except (subprocess.CalledProcessError, OSError) as error:
-                failures.append(f"{way}, seed {seed}: {error}; see {options.runs / f'{way}_{seed}.log'}")
+            except (CommandFailedError, OSError) as error:
+                failures.append(str(error))
                 return
             with lock:
                 record["runs"].append(found)
@@ -106,8 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print(found, flush=True)
                 write(options.name, record, options.out)
 
-    gpus = options.gpus or [None, None]
-    threads = [threading.Thread(target=seeds_of, args=pair) for pair in zip(WAYS, gpus)]
+    threads = [threading.Thread(target=work, args=(gpu,)) for gpu in options.gpus or [None, None]]
     for thread in threads:
         thread.start()
     for thread in threads:

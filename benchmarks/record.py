@@ -1,5 +1,6 @@
 """What every benchmark record says of where and with what it was measured."""
 
+import argparse
 import json
 import platform
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 import nerf_trainer
+from nerf_trainer.whole_files import replace_file
 
 RECORDS = Path(__file__).resolve().parent / "records"
 
@@ -29,11 +31,23 @@ def passport(commit: str | None = None) -> dict[str, Any]:
 
 
 def write(name: str, content: dict[str, Any], out: Path | None = None) -> Path:
-    """Write one record as indented JSON; returns its path."""
+    """Write one record as indented JSON; returns its path. One that is there is replaced as a whole, so that a program
+    may write after each part, whenever it is ended."""
     path = (out or RECORDS) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    replace_file(path, json.dumps(content, indent=2) + "\n")
     return path
+
+
+def earlier(name: str, out: Path | None = None) -> dict[str, Any]:
+    """A record that is there, of which a program keeps what it does not measure anew; empty where there is none."""
+    path = (out or RECORDS) / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every program is told of its record."""
+    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
+    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
 
 
 def _commit() -> str:

@@ -1,12 +1,14 @@
 """Time of rendering whole views: by a run's model, or by an untrained one of a recipe.
 
     python -m benchmarks.render_view --run runs/nerf_blender/lego --precision fp32 bf16
+    python -m benchmarks.render_view --run runs/nerf_blender/lego --precision fp32 bf16 --tested 20
     python -m benchmarks.render_view --recipe nerf_blender
     python -m benchmarks.render_view --recipe ngp_blender --views 100
 
 A run's model flies around what its training views look at, an untrained one around the origin. Views are rendered one
 by one as in evaluation, without photographs. An untrained model with an occupancy grid finds nothing empty: its time is
-an upper bound.
+an upper bound. With --tested a run's test views are rendered too, in each precision, and compared with their
+photographs: what a faster precision costs, in dB.
 """
 
 import argparse
@@ -25,10 +27,14 @@ from torch import Tensor
 
 from benchmarks.methods import composed
 from benchmarks.nerf_step import scene
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
+from benchmarks.timing import fresh_memory, peak_gib, summary
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.trajectories import trajectory
 from nerf_trainer.config import build, registry
+from nerf_trainer.data.loaders import EvaluationFrameLoader
+from nerf_trainer.data.splits import DatasetBase
+from nerf_trainer.evaluation.view_synthesis import evaluate_view
 from nerf_trainer.losses import functions
 from nerf_trainer.models.base import ImplicitronModelBase
 from nerf_trainer.training.checkpoint import CheckpointStore
@@ -73,8 +79,7 @@ def measure(
     warm_views = cameras[[i % len(cameras) for i in range(n_warmup)]]
     for _ in render_views(model, warm_views, runtime.device, runtime.autocast):
         pass
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
+    fresh_memory()
     seconds, with_copy, pictures = [], [], []
     began = _now(cuda)
     for predictions in render_views(model, cameras, runtime.device, runtime.autocast):
@@ -90,9 +95,11 @@ def measure(
         "precision": precision.value,
         "size": int(cameras.image_size_hw[0, 0]),
         "views": len(cameras),
-        **_statistics("", seconds),
-        **_statistics("to_host_", with_copy),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3) if cuda else None,
+        **summary(seconds, "s", 5),
+        "views_per_s": round(1.0 / statistics.median(seconds), 2),
+        **summary(with_copy, "to_host_s", 5),
+        "to_host_views_per_s": round(1.0 / statistics.median(with_copy), 2),
+        "peak_gib": peak_gib() if cuda else None,
     }
     return row, pictures[0]
 
@@ -108,19 +115,22 @@ def _on_host(image: Float[Tensor, "3 H W"]) -> UInt8[Tensor, "H W 3"]:
     return to_bytes(image.permute(1, 2, 0)).cpu()
 
 
-def _statistics(prefix: str, seconds: list[float]) -> dict[str, float]:
-    """Median, tenth and ninetieth percentile of the seconds a view takes, and views a second."""
-    tenths = statistics.quantiles(seconds, n=10) if len(seconds) > 1 else seconds
-    median = statistics.median(seconds)
-    return {
-        f"{prefix}s_median": round(median, 5),
-        f"{prefix}s_p10": round(tenths[0], 5),
-        f"{prefix}s_p90": round(tenths[-1], 5),
-        f"{prefix}views_per_s": round(1.0 / median, 2),
-    }
+@torch.no_grad()
+def tested(model: ImplicitronModelBase, dataset: DatasetBase, precision: Precision, n_views: int) -> dict[str, Any]:
+    """PSNR of test views, spread evenly over all, at their own size; dB, the mean of the views'."""
+    runtime = Runtime(precision=precision)
+    model = model.to(runtime.device).eval()
+    loader = EvaluationFrameLoader(dataset, n_views, num_workers=4)
+    loader.place(runtime.device, 0)
+    found = []
+    for frames in loader.steps(0):
+        with runtime.autocast():
+            predictions = model(frames)
+        found.append(evaluate_view(predictions)["psnr_full_image"])
+    return {"tested_views": len(found), "psnr_full_image": round(statistics.mean(found), 4)}
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     of_what = parser.add_mutually_exclusive_group(required=True)
     of_what.add_argument("--run", type=Path, help="folder of a trained run, whose data must be at hand")
@@ -130,21 +140,29 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=10, help="counted views")
     parser.add_argument("--warmup", type=int, default=2, help="views before those")
     parser.add_argument("--name", default="render_view", help="name of the record")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
-    options = parser.parse_args()
+    parser.add_argument("--tested", type=int, default=0, help="with --run: test views to compare with photographs")
+    add_options(parser)
+    options = parser.parse_args(words)
     arguments = options.views, options.size
     model, cameras = of_run(options.run, *arguments) if options.run else of_recipe(options.recipe, *arguments)
-    rows, exact = [], None
+    dataset = SavedRun(options.run).datasets().test if options.run and options.tested else None
+    record: dict[str, Any] = {"benchmark": "render_view", **passport(options.commit)}
+    record |= {"run": str(options.run)} if options.run else {"recipe": " ".join(options.recipe)}
+    record["rows"] = rows = []
+    exact: tuple[Tensor, float] | None = None
     for name in options.precision:
         row, picture = measure(model, cameras, Precision(name), options.warmup)
-        exact = picture if name == "fp32" else exact
+        if dataset is not None:
+            row |= tested(model, dataset, Precision(name), options.tested)
+        if name == "fp32":
+            exact = picture, row.get("psnr_full_image", 0.0)
         if exact is not None:
-            row["psnr_to_fp32"] = round(functions.psnr(functions.mse(picture, exact)).item(), 2)
+            row["psnr_to_fp32"] = round(functions.psnr(functions.mse(picture, exact[0])).item(), 2)
+        if exact is not None and dataset is not None:
+            row["psnr_less_fp32"] = round(row["psnr_full_image"] - exact[1], 4)
         rows.append(row)
         print(row, flush=True)
-    what = {"run": str(options.run)} if options.run else {"recipe": " ".join(options.recipe)}
-    record = {"benchmark": "render_view", **passport(options.commit), **what, "rows": rows}
+        write(options.name, record, options.out)
     print("written to", write(options.name, record, options.out))
 
 

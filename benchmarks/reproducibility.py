@@ -13,12 +13,10 @@ one seed. Words that follow `--` are passed on to all runs.
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,21 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.growth import COARSE, FINE, MODEL, RAYS, RECIPES, TINY_PACKED
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 from benchmarks.timing import table
+from benchmarks.trainings import (
+    LOADER,
+    LOOP,
+    NO_LPIPS,
+    SCENE,
+    STEPS_ALONE,
+    CommandFailedError,
+    logged,
+    nerf_runner,
+    scores,
+)
 from nerf_trainer.training.checkpoint import CheckpointStore
 
-LOOP = "training_loop_ImplicitronTrainingLoop_args"
-LOADER = "data_source_ImplicitronDataSource_args.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
 SEEDS = (42, 43, 44)
 QUICKSTART = Path(__file__).resolve().parent.parent / "scenes"
 COLUMNS = ("recipe", "losses_equal", "weights_equal", "first_difference", "refused", "drift_db", "same_seed_drift_db")
@@ -43,12 +50,10 @@ def words_of(recipe: str, options: argparse.Namespace) -> list[str]:
         f"precision={options.precision}",
         "max_epochs=1",
         "resume=false",
-        f"{LOOP}.validation_interval=0",
-        f"{LOOP}.visualize_interval=0",
-        f"{LOOP}.visdom_server=''",
-        f"{LOOP}.detect_dead_start=false",
+        *STEPS_ALONE,
         f"{LOOP}.metric_print_interval=1",
-        f"{LOOP}.evaluator_ImplicitronEvaluator_args.lpips_net=none",
+        NO_LPIPS,
+        f"{SCENE}.testskip={options.testskip}",
         f"{LOADER}.dataset_length_train={options.steps}",
     ]
     if options.tiny:
@@ -60,26 +65,22 @@ def words_of(recipe: str, options: argparse.Namespace) -> list[str]:
 
 
 def train(recipe: str, folder: Path, words: list[str], environment: dict[str, str]) -> str:
-    """Train by the command; what it was refused for, or nothing.
-
-    Raises:
-        SystemExit: it failed otherwise.
-    """
-    command = [sys.executable, "-m", "nerf_trainer.experiment", "--config-name", recipe, f"exp_dir={folder}", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode == 0:
-        return ""
-    refused = [line for line in done.stderr.splitlines() if "error: deterministic" in line]
-    if done.returncode == 2 and refused:
+    """Train by the command; what it was refused for, or nothing."""
+    try:
+        log = folder.with_suffix(".log")
+        nerf_runner("--config-name", recipe, f"exp_dir={folder}", *words, log=log, environment=environment)
+    except CommandFailedError as error:
+        refused = [line for line in error.said.splitlines() if "error: deterministic" in line]
+        if error.exit_code != 2 or not refused:
+            raise
         return refused[0]
-    raise SystemExit(f"{recipe} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return ""
 
 
 def losses(folder: Path) -> list[dict[str, Any]]:
     """What was logged of each step, without what depends on the clock."""
     clocked = ("sec_per_step", "rays_per_s", "peak_memory_gib")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in clocked} for row in rows if row["split"] == "train"]
+    return [{k: v for k, v in row.items() if k not in clocked} for row in logged(folder, "train")]
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -106,17 +107,11 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     }
 
 
-def psnr(folder: Path) -> float:
-    """Of the test views."""
-    return json.loads((folder / "results_test.json").read_text())[0]["metrics"]["psnr_full_image"]
-
-
-def measure(recipe: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The two deterministic runs and the four others of a recipe."""
-    environment = dict(os.environ)
+def measure(recipe: str, options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """The two deterministic runs of a recipe, then with the four others."""
+    environment = {"BLENDER_SINGLESEQ_CLASS": os.environ.get("BLENDER_SINGLESEQ_CLASS", "lego")}
     if options.tiny:
-        environment |= {"BLENDER_DATASET_ROOT": str(QUICKSTART), "BLENDER_SINGLESEQ_CLASS": "quickstart"}
-    environment.setdefault("BLENDER_SINGLESEQ_CLASS", "lego")
+        environment = {"BLENDER_DATASET_ROOT": str(QUICKSTART), "BLENDER_SINGLESEQ_CLASS": "quickstart"}
     words, refused, began = words_of(recipe, options), "", time.monotonic()
     for name in ("first", "second"):
         fixed = ["deterministic=true", f"seed={SEEDS[0]}", "test_when_finished=false"]
@@ -125,17 +120,16 @@ def measure(recipe: str, options: argparse.Namespace, folder: Path) -> dict[str,
     if not refused:
         found |= compare(folder / "first", folder / "second")
     found["deterministic_s"] = round((time.monotonic() - began) / 2, 1)
-    scores = {}
+    yield found
+    reached = {}
     for name, seed in (*((f"seed {seed}", seed) for seed in SEEDS), ("again", SEEDS[0])):
         free = ["deterministic=false", f"seed={seed}", "test_when_finished=true"]
         train(recipe, folder / name, [*words, *free], environment)
-        scores[name] = round(psnr(folder / name), 4)
-    of_seeds = [scores[f"seed {seed}"] for seed in SEEDS]
-    found["psnr"] = scores
-    found["drift_db"] = round(max(of_seeds) - min(of_seeds), 4)
-    found["same_seed_drift_db"] = round(abs(scores["again"] - of_seeds[0]), 4)
-    found["same_seed"] = compare(folder / f"seed {SEEDS[0]}", folder / "again")
-    return found
+        reached[name] = round(scores(folder / name)[1]["psnr_full_image"], 4)
+    of_seeds = [reached[f"seed {seed}"] for seed in SEEDS]
+    drift = {"drift_db": round(max(of_seeds) - min(of_seeds), 4)}
+    drift["same_seed_drift_db"] = round(abs(reached["again"] - of_seeds[0]), 4)
+    yield {**found, "psnr": reached, **drift, "same_seed": compare(folder / f"seed {SEEDS[0]}", folder / "again")}
 
 
 def main(words: list[str] | None = None) -> None:
@@ -143,25 +137,21 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--testskip", type=int, default=1, help="test every so many-th view")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, the scene that comes with the package")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     parser.add_argument("words", nargs="*", help="after --: passed on to all runs")
     options = parser.parse_args(words)
-    rows = []
+    settings = {name: vars(options)[name] for name in ("steps", "precision", "testskip", "tiny", "words")}
+    record: dict[str, Any] = {"benchmark": "reproducibility", **passport(options.commit), **settings}
+    record["rows"] = rows = []
     for recipe in options.recipes:
+        rows.append({})
         with tempfile.TemporaryDirectory() as temporary:
-            rows.append(measure(recipe, options, Path(temporary)))
+            for found in measure(recipe, options, Path(temporary)):
+                rows[-1] = found
+                write("reproducibility", record, options.out)
         print(rows[-1], flush=True)
-    record = {
-        "benchmark": "reproducibility",
-        **passport(options.commit),
-        "steps": options.steps,
-        "precision": options.precision,
-        "tiny": options.tiny,
-        "words": options.words,
-        "rows": rows,
-    }
     print("written to", write("reproducibility", record, options.out))
     print(table(rows, COLUMNS))
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 from benchmarks.timing import summary, table
 
 COMMANDS = {"help": ("--help",), "cfg_job": ("--cfg", "job")}
@@ -56,8 +56,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=10, help="runs of each command")
     parser.add_argument("--target", type=float, default=27.0, help="PSNR of the quickstart, dB")
     parser.add_argument("--no-quickstart", action="store_true", help="commands alone")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     options = parser.parse_args(words)
     record: dict[str, Any] = {"benchmark": "start_up", **passport(options.commit), "processors": os.cpu_count()}
     for name, arguments in COMMANDS.items():

@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.nerf_step import Setting, Training
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 from nerf_trainer.ops.backend import Kernels
 from nerf_trainer.training.runtime import Precision
 
@@ -153,8 +152,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="profiled steps")
     parser.add_argument("--show", type=int, default=60, help="kernels in the printed table; the record has all")
     parser.add_argument("--record", action="store_true", help="write a record")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     options = parser.parse_args()
     captured = options.captured and options.profile
     setting = Setting(Precision(options.precision), options.rays, captured, Kernels(options.kernels))

@@ -10,28 +10,21 @@ steps, and all of them at its end. `seconds` are those of training alone, as its
 compiling kernels count, evaluation does not. `steady_seconds` leave out what the first 100 steps took beyond the pace
 of later ones, that is compiling and capturing: peers' seconds are counted without it too. What passes before the first
 step (imports, data) and after the last, and what the first steps cost, is measured by two short runs, the first with an
-empty cache of compiled kernels; the record adds it to say how long a user waits.
+empty cache of compiled kernels; the record adds it to say how long a user waits. Peak memory is that of training and of
+tests on the way.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
+from benchmarks.trainings import LOADER, LOOP, NO_LPIPS, SCENE, logged, nerf_runner, scores
 
-LOOP = "training_loop_ImplicitronTrainingLoop_args"
-DATA = "data_source_ImplicitronDataSource_args"
-LOADER = f"{DATA}.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
-SCENE = f"{DATA}.dataset_map_provider_BlenderDatasetMapProvider_args"
 _RENDERER = "model_factory_ImplicitronModelFactory_args.model_OverfitModel_args.renderer_OccupancyGridRenderer_args"
 TO_THE_LAST_SAMPLE = (f"{_RENDERER}.early_stop=0", f"{_RENDERER}.candidate_budget_training=0")
 """Rays are followed through everything that the grid holds."""
@@ -41,12 +34,8 @@ FIRST_STEPS = 100
 
 def train(words: list[str], folder: Path, cache: Path | None = None) -> float:
     """Train by the command; returns its wall seconds. With `cache`, compiled kernels are kept there."""
-    environment = dict(os.environ) if cache is None else {**os.environ, "TRITON_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-m", "nerf_trainer.experiment", *words, f"exp_dir={folder}"]
-    began = time.perf_counter()
-    with open(folder.with_suffix(".log"), "w") as log:
-        subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
-    return time.perf_counter() - began
+    environment = {} if cache is None else {"TRITON_CACHE_DIR": str(cache)}
+    return nerf_runner(*words, f"exp_dir={folder}", log=folder.with_suffix(".log"), environment=environment)
 
 
 @dataclass(frozen=True)
@@ -59,11 +48,6 @@ class Span:
     """How many."""
     pace: float
     """Seconds a step, their mean."""
-
-
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's log."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def spans(rows: Sequence[dict[str, Any]]) -> list[Span]:
@@ -111,7 +95,7 @@ def waits(options: argparse.Namespace, words: list[str], folder: Path) -> dict[s
     with tempfile.TemporaryDirectory() as cache:
         for name in ("cold", "warm"):
             wall = train(short, folder / f"wait_{name}", Path(cache))
-            trained, steady = seconds_at(spans(log_of(folder / f"wait_{name}")), options.every)
+            trained, steady = seconds_at(spans(logged(folder / f"wait_{name}")), options.every)
             found[name] = {
                 "outside_training": round(wall - trained, 2),
                 "capture_and_compilation": round(trained - steady, 2),
@@ -123,7 +107,7 @@ def run(options: argparse.Namespace, seed: int, words: list[str], folder: Path) 
     """Train with one seed; its curve, and when it reached each target."""
     epochs = -(-options.steps // options.epoch)
     train([*words, f"max_epochs={epochs}", f"seed={seed}"], folder)
-    rows = log_of(folder)
+    rows = logged(folder)
     points = curve(rows, options.metric)
     return {
         "seed": seed,
@@ -138,13 +122,21 @@ def run(options: argparse.Namespace, seed: int, words: list[str], folder: Path) 
 
 def all_views(words: list[str], folder: Path) -> dict[str, Any]:
     """What the last weights reach on all test views, by an evaluation of its own."""
-    subprocess.run(
-        [sys.executable, "-m", "nerf_trainer.experiment", *words, f"exp_dir={folder}", "eval_only=true"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    row = json.loads((folder / "results_test.json").read_text())[0]
-    return {"n_views": row["n_views"], **{name: value for name, value in row["metrics"].items() if value is not None}}
+    nerf_runner(*words, f"exp_dir={folder}", "eval_only=true", log=folder.with_suffix(".test.log"))
+    n_views, metrics = scores(folder)
+    return {"n_views": n_views, **metrics}
+
+
+def from_process_start(runs: Sequence[dict[str, Any]], waits: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Seconds from the start of the process to each PSNR that all seeds reached, evaluation left out, by cold and warm
+    cache of compiled kernels: the median seed's steady seconds, and what the two short runs took beyond theirs."""
+    found: dict[str, dict[str, float]] = {}
+    for target in runs[0]["steady_seconds_to"]:
+        steady = [run["steady_seconds_to"][target] for run in runs]
+        if None not in steady:
+            middle = statistics.median(steady)
+            found[target] = {name: round(middle + sum(wait.values()), 2) for name, wait in waits.items()}
+    return found
 
 
 def parsed(words: list[str] | None) -> argparse.Namespace:
@@ -162,8 +154,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-waits", action="store_true", help="leave out the two short runs")
     parser.add_argument("--name", default=None, help="of the record; default time_to_quality_RECIPE")
     parser.add_argument("--runs", type=Path, default=Path("runs/time_to_quality"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     parser.add_argument("words", nargs="*", help="more words for nerf_runner, after --")
     options = parser.parse_args(words)
     options.epoch = options.epoch or options.every
@@ -181,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         *common,
         f"{LOADER}.dataset_length_train={options.epoch}",
         f"{SCENE}.testskip={options.testskip}",
-        f"{LOOP}.evaluator_ImplicitronEvaluator_args.lpips_net=none",
+        NO_LPIPS,
         f"{LOOP}.test_interval={options.every // options.epoch}",
         f"{LOOP}.validation_interval=0",
         f"{LOOP}.checkpoint_seconds=1.0e9",  # the last epoch saves
@@ -197,14 +188,16 @@ def main(arguments: list[str] | None = None) -> None:
         of_all = [word for word in words if ".testskip=" not in word]
         entry["all_views"] = all_views(of_all, folder)
         if options.early_stop:
-            entry["all_views_to_the_last_sample"] = all_views([*of_all, *TO_THE_LAST_SAMPLE], folder)
+            entry["all_views_to_the_last_sample"] = whole = all_views([*of_all, *TO_THE_LAST_SAMPLE], folder)
+            entry["early_stop_costs_db"] = round(whole[options.metric] - entry["all_views"][options.metric], 4)
         record["runs"].append(entry)
         shown = {key: entry[key] for key in ("seed", "ms_per_step", "steady_seconds_to", "seconds_to", "final")}
         print({**shown, "all_views": entry["all_views"].get(options.metric)}, flush=True)
         write(name, record, options.out)
     if not options.no_waits:
         record["waits"] = waits(options, words, options.runs)
-        print(record["waits"])
+        record["from_process_start"] = from_process_start(record["runs"], record["waits"])
+        print(record["waits"], record["from_process_start"])
     print("written to", write(name, record, options.out))
 
 

@@ -47,13 +47,13 @@ def peak_gib() -> float:
     return round(torch.cuda.max_memory_allocated() / 2**30, 3) if torch.cuda.is_available() else 0.0
 
 
-def summary(times: Sequence[float], name: str = "ms") -> dict[str, Any]:
+def summary(times: Sequence[float], name: str = "ms", digits: int = 4) -> dict[str, Any]:
     """Median, tenth and ninetieth percentile."""
     tenths = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]]
     return {
-        f"{name}_median": round(statistics.median(times), 4),
-        f"{name}_p10": round(tenths[0], 4),
-        f"{name}_p90": round(tenths[-1], 4),
+        f"{name}_median": round(statistics.median(times), digits),
+        f"{name}_p10": round(tenths[0], digits),
+        f"{name}_p90": round(tenths[-1], digits),
     }
 
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import passport, write
+from benchmarks.record import add_options, passport, write
 
 
 def run(module: str, *arguments: str) -> float:
@@ -48,26 +48,24 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="name of the record")
     parser.add_argument("--exp-dir", type=Path, required=True, help="the run's folder; must be new")
     parser.add_argument("--video", action="store_true", help="render the fly-around")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the record; default benchmarks/records")
-    parser.add_argument("--commit", default=None, help="what to record as commit outside a git checkout")
+    add_options(parser)
     parser.add_argument("runner", nargs="+", help="arguments of nerf_runner, after --")
     options = parser.parse_args()
     arguments = [*options.runner, f"exp_dir={options.exp_dir}"]
-    seconds = {"train": run("nerf_trainer.experiment", *arguments, "test_when_finished=false")}
-    seconds["evaluate"] = run("nerf_trainer.experiment", *arguments, "eval_only=true")
-    if options.video:
-        seconds["video"] = run("nerf_trainer.visualize", f"exp_dir={options.exp_dir}")
-    status = json.loads((options.exp_dir / "status.json").read_text())
-    record = {
-        "benchmark": "train_scene",
-        **passport(options.commit),
-        "command": " ".join(["nerf_runner", *options.runner]),
-        "wall_seconds": seconds,
-        **speed(options.exp_dir / "metrics.jsonl"),
-        "test": json.loads((options.exp_dir / "results_test.json").read_text()),
-        "status": status,
-    }
-    print("written to", write(options.name, record, options.out))
+    parts = [
+        ("train", "nerf_trainer.experiment", [*arguments, "test_when_finished=false"]),
+        ("evaluate", "nerf_trainer.experiment", [*arguments, "eval_only=true"]),
+    ]
+    parts += [("video", "nerf_trainer.visualize", [f"exp_dir={options.exp_dir}"])] * options.video
+    record: dict[str, Any] = {"benchmark": "train_scene", **passport(options.commit)}
+    record |= {"command": " ".join(["nerf_runner", *options.runner]), "wall_seconds": {}}
+    for name, module, words in parts:
+        record["wall_seconds"][name] = run(module, *words)
+        record |= speed(options.exp_dir / "metrics.jsonl")
+        tested = options.exp_dir / "results_test.json"
+        record["test"] = json.loads(tested.read_text()) if tested.exists() else None
+        record["status"] = json.loads((options.exp_dir / "status.json").read_text())
+        print("written to", write(options.name, record, options.out), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """How a step grows: the settings, a tiny run, the set of images, the figure."""
 
 import json
-import subprocess
 
 import numpy as np
 import pytest
@@ -49,14 +48,14 @@ def test_the_speed_ratio_counts_waiting(tmp_path, monkeypatch):
     """Of 60 steps the last 30 count: 29 of 1 ms and one that waited for 31 ms make 2 ms, whatever the median."""
     options = growth.argparse.Namespace(run_steps=60, dry=False, precision="bf16")
 
-    def nerf_runner(command, **_):
+    def nerf_runner(*words, log, environment):
         rows = [{"split": "train", "step": n, "sec_per_step": 0.031 if n == 50 else 1e-3} for n in range(1, 61)]
         rows = [{**row, "peak_memory_gib": 0.5} for row in rows]
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        return subprocess.CompletedProcess(command, 0, "max_memory: they are streamed", "")
+        log.write_text("max_memory: they are streamed")
 
-    monkeypatch.setattr(growth_streamed.subprocess, "run", nerf_runner)
+    monkeypatch.setattr(growth_streamed, "nerf_runner", nerf_runner)
     found = growth_streamed.run("ngp_blender", tmp_path / "scene", 0.1, options, tmp_path / "run")
     assert found == {"ms": pytest.approx(2.0), "peak_gib": 0.5, "streamed": True}
 
