@@ -43,6 +43,7 @@ from omegaconf.errors import (
 )
 
 from nerf_trainer.errors import ConfigError, keyed_line, options_text, shown, unknown_name
+from nerf_trainer.interpolations import limit_interpolations
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Configurable")
@@ -475,6 +476,7 @@ def build(cls: type[C], cfg: DictConfig | Mapping[str, Any], **given: Any) -> C:
     Raises:
         ConfigError: a wrong key, value or class name, or a value missing in what was chosen.
     """
+    limit_interpolations()
     typed = defaults(cls)
     try:
         typed.merge_with(cfg)
@@ -536,7 +538,8 @@ def _read(node: DictConfig, key: str, options: Sequence[str] = ()) -> Any:
     except (InterpolationResolutionError, ValidationError) as error:
         written = OmegaConf.to_container(node, resolve=False)
         value = written.get(key) if isinstance(written, dict) else None
-        raise ConfigError(keyed_line(full_key, f"{value!r} does not resolve: {_first_line(error)}")) from error
+        problem = f"{shown(value, 120)} does not resolve: {_first_line(error)}"
+        raise ConfigError(keyed_line(full_key, problem)) from error
 
 
 def _native(hint: Any, value: Any, key: str) -> Any:

@@ -16,6 +16,7 @@ from omegaconf import Container, Node, OmegaConf
 from omegaconf.resolvers import oc
 
 from nerf_trainer.errors import ConfigError, keyed_line
+from nerf_trainer.interpolations import limit_interpolations
 from nerf_trainer.yaml_files import check_yaml, read_yaml_text, require_no_code
 
 
@@ -39,10 +40,11 @@ class FileConfigSource(file_config_source.FileConfigSource):
 
 
 def watch_config_files() -> None:
-    """Let Hydra read YAML files through `FileConfigSource`, and look at what interpolations write.
+    """Let Hydra read YAML files through `FileConfigSource`, and look at what interpolations write and how much.
 
     Hydra's plug-ins must have been found before.
     """
+    limit_interpolations()
     SourcesRegistry.instance().types["file"] = FileConfigSource
     for name, resolver in (("oc.create", _create), ("oc.decode", _decode), ("oc.select", _select)):
         OmegaConf.register_new_resolver(name, resolver, replace=True)

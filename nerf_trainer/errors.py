@@ -104,7 +104,7 @@ def keyed_line(key: str, message: str) -> str:
     return f"{key}: {message}" if key else message
 
 
-def shown(value: Any) -> str:
-    """`value` as a message shows it: its repr, cut at 60 characters."""
+def shown(value: Any, room: int = 60) -> str:
+    """`value` as a message shows it: its repr, cut at `room` characters."""
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:56]} ..."
+    return text if len(text) <= room else f"{text[: room - 4]} ..."

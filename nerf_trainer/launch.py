@@ -37,6 +37,7 @@ from nerf_trainer.command_line import RUNNER_SUMMARY, assignment, chosen_words, 
 from nerf_trainer.config import Configurable, defaults, explain
 from nerf_trainer.config_sources import require_harmless, watch_config_files
 from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
+from nerf_trainer.interpolations import limit_interpolations
 from nerf_trainer.override_words import as_typed, with_quoted_names
 from nerf_trainer.plugins import import_plugins, make_importable
 from nerf_trainer.recipes import DEFAULT_CONFIG, configs_folder, recipe_names
@@ -191,16 +192,21 @@ def _run_swept_job(command: _Command, cfg: DictConfig, overrides: list[str], tol
 def _run_job(
     command: _Command, cfg: DictConfig, overrides: list[str], record: sweeps.Record | None = None
 ) -> Mapping[str, Any] | None:
+    limit_interpolations()
     untyped = DictConfig(OmegaConf.to_container(cfg, resolve=False))
-    # Launchers that run jobs in processes of their own need the plug-ins there too.
-    import_plugins(list(untyped.get("plugins") or []), command.config_dirs)
-    apply_shorthands(untyped, overrides)
-    if record is not None and "exp_dir" in untyped:
-        typed = parsed_overrides(command.args.overrides)
-        untyped.exp_dir = sweeps.job_folder(untyped._get_node("exp_dir"), typed, parsed_overrides(overrides))
-        record.runs_in(untyped.exp_dir)
-        overrides = [*without(overrides, ["exp_dir"]), assignment("exp_dir", untyped.exp_dir)]
-    return command.task(untyped, chosen_words(command.args, overrides))
+    try:
+        # Launchers that run jobs in processes of their own need the plug-ins there too.
+        named: Any = OmegaConf.to_container(untyped.plugins, resolve=True) if untyped.get("plugins") else []
+        import_plugins(list(named), command.config_dirs)
+        apply_shorthands(untyped, overrides)
+        if record is not None and "exp_dir" in untyped:
+            typed = parsed_overrides(command.args.overrides)
+            untyped.exp_dir = sweeps.job_folder(untyped._get_node("exp_dir"), typed, parsed_overrides(overrides))
+            record.runs_in(untyped.exp_dir)
+            overrides = [*without(overrides, ["exp_dir"]), assignment("exp_dir", untyped.exp_dir)]
+        return command.task(untyped, chosen_words(command.args, overrides))
+    except OmegaConfBaseException as error:
+        raise explain(command.root(), error) from error
 
 
 # --- where configurations are found --------------------------------------------------------------------------------
@@ -288,11 +294,11 @@ def _named_plugins(command: _Command) -> list[str]:
             chosen = [o for o in given if groups.get_group_options(o.key_or_group)]
             cfg = hydra.compose(command.config_name, overrides + [o.input_line for o in chosen])
             named = cfg.get("plugins")
+            return [str(item) for item in named] if OmegaConf.is_list(named) else []
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):
         return []  # The same mistake is found, and explained, when the configuration is composed for real.
     finally:
         GlobalHydra.instance().clear()
-    return [str(item) for item in named] if OmegaConf.is_list(named) else []
 
 
 # --- shorthands --------------------------------------------------------------------------------------------------

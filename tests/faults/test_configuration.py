@@ -4,7 +4,8 @@
   line below 400 characters, the nearest key named, nothing written.
 - Row 55: `_target_`, tags of Python's objects, classes of logging and a pickle for Hydra, as overrides, in YAML of
   one's own, and in what a run's folder keeps. Exit 2, and nothing that they name is called.
-- Row 56: YAML that unfolds to any size, is nested without end or is too large, wherever YAML is read. Exit 2 at once.
+- Row 56: YAML that unfolds to any size, by aliases or by interpolations, is nested without end or is too large,
+  wherever YAML is read. Exit 2 at once.
 
 Each payload of row 55 is live: a test shows that it runs where it is let.
 """
@@ -120,8 +121,15 @@ def mutated(options: dict[str, Any], draw: random.Random) -> Override:
             return f"{key}={draw.choice(('many', '[1]', '{a: 1}', 'null'))}", last
 
 
+PARTS = 4
+"""Tests that the hundred overrides are divided among."""
+
+
 @pytest.mark.fault(row=54)
-def test_overrides_that_are_wrong(fault: Fault, command: Callable[[str], Typed], monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("part", range(PARTS))
+def test_overrides_that_are_wrong(
+    fault: Fault, command: Callable[[str], Typed], monkeypatch: pytest.MonkeyPatch, part: int
+):
     """Of three commands: the options that the quickstart uses, those of its data, and those of the visualizer."""
     composed: list[DictConfig] = []
     monkeypatch.setattr("sys.argv", ["nerf_runner", "--config-name", "quickstart"])
@@ -138,9 +146,9 @@ def test_overrides_that_are_wrong(fault: Fault, command: Callable[[str], Typed],
         "nerf_data": ("check", "--config-name", "quickstart"),
     }
     names = ("nerf_runner", "nerf_visualizer", "nerf_visualizer", "nerf_data")
-    n = fault.times(100, quick=4)
-    for i in range(n):
-        name = names[i % len(names)]
+    n = fault.times(100 // PARTS, quick=1)
+    for i in range(part, PARTS * n, PARTS):
+        name = names[(i + i // PARTS) % len(names)]
         word, expected = mutated(options[name], random.Random(i))
         line = refusal(command(name)(*ahead[name], word), (name, word))
         assert expected in line, (name, word, line)
@@ -350,4 +358,29 @@ def test_bombs(fault: Fault, command: Callable[[str], Typed]):
         assert ".yaml" in line, line
         # Hydra takes a second or two for itself; reading takes a tenth: tests/test_yaml_files.py.
         assert time.process_time() - started < 12, (name, place.__name__)
+        fault.passed()
+
+
+def doubling(line: str, last: str) -> str:
+    return "".join(line.format(i=i, j=i + 1) for i in range(60)) + last
+
+
+UNFOLDING = {
+    "plugins": "plugins:\n" + doubling("- ${{plugins.{j}}}${{plugins.{j}}}\n", "- x\n"),
+    "exp_dir": "exp_dir: ${hydra:job.env_set.a0}\nhydra:\n  job:\n    env_set:\n"
+    + doubling("      a{i}: ${{.a{j}}}${{.a{j}}}\n", "      a60: x\n"),
+    "seed": "seed: ${hydra:callbacks.a0}\nhydra:\n  callbacks:\n"
+    + doubling("    a{i}: ${{oc.create:[${{.a{j}}}, ${{.a{j}}}]}}\n", "    a60: x\n"),
+}
+"""Some hundred bytes a line of which doubles what the next one stands for."""
+
+
+@pytest.mark.fault(row=56)
+def test_interpolations_that_unfold(fault: Fault, command: Callable[[str], Typed]):
+    n = fault.times(len(UNFOLDING), quick=1)
+    own_yaml(command, "a: 1")  # what is imported late is imported now
+    for name, text in list(UNFOLDING.items())[:n]:
+        with memory_grows_by_less_than(200):
+            line = refusal(own_yaml(command, f"defaults: [quickstart, _self_]\n{text}"), name)
+        assert "unfold to more than 100,000 keys and values" in line or "recursion" in line, line
         fault.passed()
