@@ -18,7 +18,8 @@ from torch import Tensor
 
 from benchmarks.record import add_options, passport, write
 from nerf_trainer.ops.backend import Kernels, choose_kernels
-from nerf_trainer.ops.hash_encode import HashLevels, hash_encode
+from nerf_trainer.ops.hash_encode import hash_encode
+from nerf_trainer.ops.hash_levels import HashLevels
 from nerf_trainer.ops.log_density import log_density
 from nerf_trainer.ops.spherical_harmonics import spherical_harmonics
 

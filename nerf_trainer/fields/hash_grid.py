@@ -14,7 +14,7 @@ from nerf_trainer.geometry.contraction import CONTRACTED_RADIUS, Norm
 from nerf_trainer.networks.hash_encoding import HashEncoding
 from nerf_trainer.networks.small_mlp import SmallMLP
 from nerf_trainer.ops.cube_places import cube_places
-from nerf_trainer.ops.hash_encode import HashLevels
+from nerf_trainer.ops.hash_levels import HashLevels
 from nerf_trainer.ops.log_density import log_density
 from nerf_trainer.ops.spherical_harmonics import MOST_DEGREES, spherical_harmonics
 from nerf_trainer.rays.bundle import RayBundle

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from nerf_trainer.ops.hash_encode import HashLevels, hash_encode
+from nerf_trainer.ops.hash_encode import hash_encode
+from nerf_trainer.ops.hash_levels import HashLevels
 
 INITIAL_RANGE = 1e-4
 """Features start uniformly distributed within plus and minus this (Müller et al. 2022, section 4)."""

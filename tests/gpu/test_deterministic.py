@@ -21,7 +21,8 @@ from nerf_trainer.models.overfit import OverfitModel
 from nerf_trainer.models.photographs import Background
 from nerf_trainer.ops.deterministic import naming_what_is_not, running_sum
 from nerf_trainer.ops.grid_sample import interpolate_grid
-from nerf_trainer.ops.hash_encode import HashLevels, hash_encode
+from nerf_trainer.ops.hash_encode import hash_encode
+from nerf_trainer.ops.hash_levels import HashLevels
 from nerf_trainer.ops.vm_sample import vm_components
 from nerf_trainer.randomness import seed_streams
 from nerf_trainer.rays.samplers import NearFarRaySampler

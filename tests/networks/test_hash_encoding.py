@@ -3,7 +3,8 @@
 import torch
 
 from nerf_trainer.networks.hash_encoding import INITIAL_RANGE, HashEncoding
-from nerf_trainer.ops.hash_encode import HashLevels, hash_encode
+from nerf_trainer.ops.hash_encode import hash_encode
+from nerf_trainer.ops.hash_levels import HashLevels
 
 LEVELS = HashLevels(n_levels=3, n_features=2, log2_table_size=10, base_resolution=4, finest_resolution=30)
 

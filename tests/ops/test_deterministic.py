@@ -11,7 +11,7 @@ from nerf_trainer.conditioning import view_sampler
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.ops import deterministic
 from nerf_trainer.ops.deterministic import naming_what_is_not, running_sum
-from nerf_trainer.ops.hash_encode import HashLevels
+from nerf_trainer.ops.hash_levels import HashLevels
 from nerf_trainer.ops.reference.hash_encode import hash_encode_reference, table_gradient_in_order
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nerf_trainer.ops.hash_encode import HashLevels, hash_encode
+from nerf_trainer.ops.hash_encode import hash_encode
+from nerf_trainer.ops.hash_levels import HashLevels
 from nerf_trainer.ops.reference.hash_encode import PRIMES, level_corners
 from tests.ops.kernel_kit import device_for_kernels, torch_twins, triton_kernels
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from nerf_trainer.ops.hash_encode import HashLevels
+from nerf_trainer.ops.hash_levels import HashLevels
 from nerf_trainer.ops.reference.hash_encode import PRIMES
 
 _BLOCK = 256  # points of a program
