@@ -7,6 +7,7 @@ heavy, as it is at work before anything heavy is.
 
 import itertools
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -152,11 +153,25 @@ def launcher() -> int | None:
     These may go before the command does: `nohup nerf_runner ... &` outlives its shell. Known on Linux alone.
     """
     parent = os.getppid()
+    return parent if program(_words_of(parent)) in _LAUNCHERS else None
+
+
+def processes_asked_for() -> int | None:
+    """How many processes the `accelerate launch` that started this one was told to start; None where nothing says so.
+
+    With `--cpu` it starts one all the same.
+    """
+    words = " ".join(_words_of(os.getppid())) if launcher() is not None else ""
+    told = re.search(r" --num[-_]processes[ =](\d+) ", words)
+    return int(told[1]) if told else None
+
+
+def _words_of(process: int) -> list[str]:
+    """The command line of a process; empty where it can't be read."""
     try:
-        words = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
-        return None
-    return parent if program(words) in _LAUNCHERS else None
+        return []
 
 
 _LAUNCHER = launcher()

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from nerf_trainer import stopping
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.stopping import InterruptingSignals, StoppedError, exit_code, program
 from nerf_trainer.training.interruption import RunStoppedError, StopSignals
@@ -25,6 +26,20 @@ from nerf_trainer.training.interruption import RunStoppedError, StopSignals
 )
 def test_the_program_of_a_command_line(line: str, name: str):
     assert program(line.split()) == name
+
+
+@pytest.mark.parametrize(
+    ("line", "asked_for"),
+    [
+        ("python /usr/bin/accelerate launch --cpu --num_processes 2 -m nerf_trainer.experiment seed=1", 2),
+        ("python -m accelerate.commands.launch --num-processes=3 train.py", 3),
+        ("python /usr/bin/accelerate launch -m nerf_trainer.experiment", None),
+        ("bash -c nerf_runner --num_processes 2 ", None),
+    ],
+)
+def test_how_many_processes_a_launcher_was_told(monkeypatch, line: str, asked_for: int | None):
+    monkeypatch.setattr(stopping, "_words_of", lambda process: line.split())
+    assert stopping.processes_asked_for() == asked_for
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 143)])

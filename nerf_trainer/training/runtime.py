@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nerf_trainer.errors import ConfigError, DistributedError, StorageError
 from nerf_trainer.ops.backend import Kernels, choose_kernels, has_triton, is_interpreted, uses_triton
 from nerf_trainer.randomness import derive_seed
+from nerf_trainer.stopping import processes_asked_for
 
 
 class Precision(Enum):
@@ -63,7 +64,8 @@ class Runtime:
         rank_timeout: seconds that this process waits for the others.
 
     Raises:
-        ConfigError: fp16 without a CUDA device, or kernels that can't run here.
+        ConfigError: fp16 without a CUDA device, kernels that can't run here, or a launcher that started one process
+            where several were asked for.
         DistributedError: not all processes came.
     """
 
@@ -276,7 +278,7 @@ def _accelerator(precision: Precision, rank_timeout: float) -> Accelerator:
     seconds = rank_timeout if use_cpu else rank_timeout + _BEFORE_NCCL_S
     waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=seconds))
     try:
-        return Accelerator(mixed_precision=mixed, device_placement=False, cpu=use_cpu, kwargs_handlers=[waiting])
+        made = Accelerator(mixed_precision=mixed, device_placement=False, cpu=use_cpu, kwargs_handlers=[waiting])
     except torch.distributed.DistError as error:
         place = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
         raise DistributedError(
@@ -284,6 +286,13 @@ def _accelerator(precision: Precision, rank_timeout: float) -> Accelerator:
             f"(rank_timeout={rank_timeout:g}), but not all came ({str(error).splitlines()[0][:120]}); start all of "
             "them, and give each launch on a host a port of its own: torchrun --standalone does"
         ) from error
+    asked_for = processes_asked_for()
+    if made.num_processes == 1 and asked_for not in (None, 1):
+        raise ConfigError(
+            f"--num_processes: accelerate launch was told {asked_for}, but started 1 process, as it does with --cpu;"
+            f" start it by torchrun --standalone --nproc-per-node {asked_for} -m nerf_trainer.experiment ..."
+        )
+    return made
 
 
 def _check_kernels(kernels: Kernels, device: torch.device) -> None:

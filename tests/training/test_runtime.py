@@ -8,6 +8,7 @@ import torch
 
 from nerf_trainer.errors import ConfigError, StorageError
 from nerf_trainer.ops.backend import Kernels, chosen_kernels
+from nerf_trainer.training import runtime
 from nerf_trainer.training.runtime import (
     Precision,
     Runtime,
@@ -37,6 +38,14 @@ def test_precisions_may_change_within_a_process():
 def test_fp16_needs_cuda():
     with pytest.raises(ConfigError, match=r"fp16.*CUDA"):
         Runtime(precision=Precision.fp16)
+
+
+def test_a_launcher_that_started_one_process_of_several_is_refused(monkeypatch):
+    monkeypatch.setattr(runtime, "processes_asked_for", lambda: 2)
+    with pytest.raises(ConfigError, match=r"told 2, but started 1 process.*torchrun --standalone --nproc-per-node 2"):
+        Runtime()
+    monkeypatch.setattr(runtime, "processes_asked_for", lambda: 1)
+    assert Runtime().world_size == 1
 
 
 def test_deterministic_and_anomaly_detection_are_set_both_ways():
