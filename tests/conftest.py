@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import tests.quick_copies
 import tests.shape_checks
 
 if any(name == "nerf_trainer" or name.startswith("nerf_trainer.") for name in sys.modules):
     raise RuntimeError("nerf_trainer was imported before its shape checks were installed; import it from tests only")
 tests.shape_checks.install()
+tests.quick_copies.install()
 
 import pytest  # noqa: E402  (the hook comes first)
 import torch  # noqa: E402
