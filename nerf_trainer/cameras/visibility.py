@@ -41,8 +41,9 @@ def seen_by_any(
         nearest: what a camera has around itself within this distance, world units, it does not show.
     """
     seen, asked = torch.zeros(len(centers), dtype=torch.bool, device=centers.device), set[int]()
+    on_host = cameras.to("cpu")  # choosing views is many small steps, each of which is read back
     for n_views in (*(n for n in FEW_VIEWS if n < len(cameras)), len(cameras)):
-        views = [view for view in well_spread(cameras, n_views) if view not in asked]
+        views = [view for view in well_spread(on_host, n_views) if view not in asked]
         asked.update(views)
         for left in (~seen).nonzero()[:, 0].split(max(1, PAIRS_AT_ONCE // len(views))):
             seen[left] = _seen(cameras[views], centers[left], radii[left], nearest).any(dim=0)

@@ -57,10 +57,10 @@ def march(rays: BoundedRays, cells: OccupiedCells, steps: Steps, budget: int | N
     if uses_triton(rays.origins):
         from nerf_trainer.ops.kernels import march as kernels
 
-        count = kernels.count_samples(rays, cells, steps)
+        count, notes = kernels.count_samples(rays, cells, steps)
         first, kept, complete, n_used = fitted(count, n_rays * steps.most, budget)
         length = int(n_used) if budget is None else budget
-        starts, ends, ray_index = kernels.write_samples(rays, cells, steps, first, kept, length)
+        starts, ends, ray_index = kernels.write_samples(rays, cells, steps, notes, first, kept, length)
         return Marched(starts, ends, ray_index, first, kept, complete, n_used)
     samples = reference.occupied_steps(rays, cells, steps)
     count = torch.bincount(samples.ray, minlength=n_rays).to(torch.int32)

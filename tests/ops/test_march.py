@@ -12,7 +12,7 @@ from torch import Tensor
 from nerf_trainer.ops.march import Marched, march
 from nerf_trainer.ops.occupancy_bits import OccupiedCells, unpack_cells
 from nerf_trainer.ops.ray_steps import BoundedRays, Steps
-from tests.ops.kernel_kit import torch_twins, triton_kernels
+from tests.ops.kernel_kit import device_for_kernels, torch_twins, triton_kernels
 from tests.ops.march_kit import check_row, grid, random_grid, random_rays, ray
 
 NOTHING, EVERYTHING = torch.zeros(8, 8, 8, dtype=torch.bool), torch.ones(8, 8, 8, dtype=torch.bool)
@@ -307,13 +307,42 @@ def test_the_kernel_finds_the_samples_of_its_twin(
     assert compare(rays, cells, Steps(0.25, cone, 1.0, most=8), budget) > 5
 
 
+@pytest.mark.parametrize(("cone", "budget"), [(0.0, None), (0.0, 6), (1 / 10, None)])
+def test_marching_once_and_twice_is_the_same(cone: float, budget: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = device_for_kernels()
+    random = generator(6)
+    cells = on(device, random_grid(32, 1, 0.8, random))
+    rays = BoundedRays(*(value.to(device) for value in random_rays(9, random, far=3.0)))
+    found = []
+    with triton_kernels():
+        from nerf_trainer.ops.kernels import march as module
+
+        monkeypatch.setattr(module, "TAKEN_AT_ONCE", 2)
+        for most_notes in (module.MOST_NOTES, 0):
+            monkeypatch.setattr(module, "MOST_NOTES", most_notes)
+            found.append(march(rays, cells, Steps(0.2, cone, 1.0, most=8), budget))
+    assert found[0].count.max() > module.TAKEN_AT_ONCE
+    for name, value in vars(found[0]).items():
+        assert torch.equal(value, getattr(found[1], name)), name
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("notes", [True, False])
 @pytest.mark.parametrize("budget", [None, 2**18, 2**16])
 @pytest.mark.parametrize(
     ("n_cascades", "cone", "contracted"),
     [(1, 0.0, False), (3, 0.0, False), (5, 1 / 256, False), (1, 1 / 256, True)],
 )
-def test_the_kernel_on_a_device(n_cascades: int, cone: float, contracted: bool, budget: int | None) -> None:
+def test_the_kernel_on_a_device(
+    n_cascades: int,
+    cone: float,
+    contracted: bool,
+    budget: int | None,
+    notes: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not notes:
+        monkeypatch.setattr("nerf_trainer.ops.kernels.march.MOST_NOTES", 0)
     random = generator(4)
     cells = on("cuda", random_grid(128, n_cascades, 0.05, random, clump=8, contracted=contracted))
     rays = BoundedRays(*(value.cuda() for value in random_rays(2**15 + 5, random)))

@@ -1,7 +1,8 @@
 """Triton's kernel of marching: a ray a thread, empty blocks, bytes and cells crossed at once.
 
-Rays are marched twice: once to count their samples, once to write them where there is room. Products and sums are not
-contracted (`enable_fp_fusion`), so that both runs, and the twin, find the same steps.
+Rays are marched once, which counts their samples and notes which steps they are; where there is no memory for notes,
+twice: to count samples, and to write them where there is room. Products and sums are not contracted
+(`enable_fp_fusion`), so that all of it, and the twin, finds the same steps.
 """
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false
 
@@ -16,6 +17,10 @@ from nerf_trainer.ops.ray_steps import BoundedRays, Steps
 
 RAYS = 32
 """Rays of a program, one a thread: the program runs until the last of them is done."""
+TAKEN_AT_ONCE = 32
+"""Samples of a ray that a program makes of notes at once."""
+MOST_NOTES = 2**26
+"""Notes that there is memory for, of 4 bytes each; counted are those that rays could have, of which few are written."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 PARALLEL = tl.constexpr(1e-20)
 INWARD = tl.constexpr(2.0**-16)
@@ -158,6 +163,7 @@ def march_kernel(
     first,
     count,
     samples,
+    notes,
     n_rays,
     most,
     CASCADES: tl.constexpr,
@@ -167,6 +173,7 @@ def march_kernel(
     WRITE: tl.constexpr,
     RAYS: tl.constexpr,
 ):
+    # `notes` gets the steps that are taken, `most` places a ray; it may be None.
     ray = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
     active = ray < n_rays
     o, d, speed, shift, t_in, t_out = _load(rays, box, ray, active)
@@ -195,6 +202,8 @@ def march_kernel(
             tl.store(samples[0] + place + n, start, mask=kept)
             tl.store(samples[1] + place + n, end, mask=kept)
             tl.store(samples[2] + place + n, ray, mask=kept)
+        if notes is not None:
+            tl.store(notes + ray * most + n, i, mask=kept)
         n += kept.to(tl.int32)
         active = active & (n < limit)
         t_exit = _first_beyond(cell, edge, o, inverse, size, RESOLUTION)
@@ -210,26 +219,82 @@ def march_kernel(
         tl.store(count + ray, n, mask=ray < n_rays)
 
 
-def count_samples(rays: BoundedRays, cells: OccupiedCells, steps: Steps) -> Int[Tensor, "R"]:
-    """How many samples each ray has, int32."""
-    count = torch.empty_like(rays.near, dtype=torch.int32)
-    _launch(rays, cells, steps, count, count, (count, count, count), False)
-    return count
+@triton.jit(do_not_specialize=["most"])
+def _take_noted(rays, box, spacing, notes, first, count, samples, most, CONE: tl.constexpr, BLOCK: tl.constexpr):
+    # One program for each ray.
+    ray = tl.program_id(0)
+    n = tl.load(count + ray)
+    if n > 0:
+        lane = tl.arange(0, BLOCK)
+        rays_too = tl.zeros([BLOCK], tl.int32) + ray
+        _, _, speed, shift, t_in, _ = _load(rays, box, rays_too, lane < BLOCK)
+        dt, s_in = tl.div_rn(spacing[0], speed), t_in
+        if CONE:
+            s_in = _step_of(t_in * speed, spacing)
+        place = tl.load(first + ray)
+        done = 0
+        while done < n:
+            there = done + lane < n
+            i = tl.load(notes + ray * most + done + lane, mask=there, other=0)
+            to = place + done + lane
+            tl.store(samples[0] + to, _edge(i, shift, t_in, dt, s_in, speed, spacing, CONE), mask=there)
+            tl.store(samples[1] + to, _edge(i + 1, shift, t_in, dt, s_in, speed, spacing, CONE), mask=there)
+            tl.store(samples[2] + to, rays_too, mask=there)
+            done += BLOCK
+
+
+def count_samples(
+    rays: BoundedRays, cells: OccupiedCells, steps: Steps
+) -> tuple[Int[Tensor, "R"], Int[Tensor, "R most"] | None]:
+    """How many samples each ray has, int32, and notes of which steps they are, where there is memory for them."""
+    count, n_rays = torch.empty_like(rays.near, dtype=torch.int32), len(rays.near)
+    noted = n_rays * steps.most <= MOST_NOTES
+    notes = torch.empty(n_rays, steps.most, dtype=torch.int32, device=count.device) if noted else None
+    _launch(rays, cells, steps, count, count, (count, count, count), notes, False)
+    return count, notes
 
 
 def write_samples(
     rays: BoundedRays,
     cells: OccupiedCells,
     steps: Steps,
+    notes: Int[Tensor, "R most"] | None,
     first: Int[Tensor, "R"],
     count: Int[Tensor, "R"],
     length: int,
 ) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"], Int[Tensor, "M"]]:
-    """Starts, ends and rays of the samples in a row of `length`, each ray's from `first` on."""
+    """Starts, ends and rays of the samples in a row of `length`, each ray's from `first` on.
+
+    Args:
+        notes: of `count_samples`.
+        count: of it, or 0 where there is no room.
+    """
     starts, ends = torch.zeros(2, length, device=rays.near.device).unbind()
     ray_index = torch.full_like(starts, len(rays.near), dtype=torch.int32)
-    _launch(rays, cells, steps, first, count, (starts, ends, ray_index), True)
-    return starts, ends, ray_index
+    samples = starts, ends, ray_index
+    if notes is None:
+        _launch(rays, cells, steps, first, count, samples, None, True)
+    elif len(count) > 0:
+        _take_noted[(len(count),)](
+            *(tuple(rays), _box(cells), _spacing(steps), notes, first, count, samples, steps.most),
+            CONE=steps.cone_angle > 0.0,
+            BLOCK=TAKEN_AT_ONCE,
+            num_warps=1,
+            enable_fp_fusion=False,
+        )
+    return samples
+
+
+def _box(cells: OccupiedCells) -> tuple[float, ...]:
+    """The innermost box as kernels take it."""
+    return (*cells.center, *(2.0 / extent for extent in cells.extents), cells.reach)
+
+
+def _spacing(steps: Steps) -> tuple[float, ...]:
+    """How steps grow as kernels take it; what a cone needs stands for nothing without one."""
+    cone = steps.cone_angle > 0.0
+    bends = steps.bends() if cone else (1.0, 1.0, 1.0, 1.0)
+    return (steps.step, *bends, steps.largest if cone else 1.0, steps.cone_angle * LOG2_E.value)
 
 
 def _launch(
@@ -239,28 +304,28 @@ def _launch(
     first: Int[Tensor, "R"],
     count: Int[Tensor, "R"],
     samples: tuple[Tensor, Tensor, Tensor],
+    notes: Int[Tensor, "R most"] | None,
     write: bool,
 ) -> None:
-    """Count samples into `count`, or write `count` of them from `first` on."""
+    """Count samples into `count`, with notes where they are wanted, or write `count` of them from `first` on."""
     n_rays = len(rays.near)
     if n_rays == 0:
         return
-    cone = steps.cone_angle > 0.0
-    bends = steps.bends() if cone else (1.0, 1.0, 1.0, 1.0)
     march_kernel[(triton.cdiv(n_rays, RAYS),)](
         tuple(rays),
-        (*cells.center, *(2.0 / extent for extent in cells.extents), cells.reach),
-        (steps.step, *bends, steps.largest if cone else 1.0, steps.cone_angle * LOG2_E.value),
+        _box(cells),
+        _spacing(steps),
         (cells.bits, cells.blocks),
         first,
         count,
         samples,
+        notes,
         n_rays,
         steps.most,
         CASCADES=cells.n_cascades,
         RESOLUTION=cells.resolution,
         CONTRACTED=cells.contracted,
-        CONE=cone,
+        CONE=steps.cone_angle > 0.0,
         WRITE=write,
         RAYS=RAYS,
         num_warps=1,
