@@ -3,7 +3,7 @@
     python -m benchmarks.train_scene --name lego_bf16 -- --config-name nerf_blender precision=bf16 max_epochs=25
 
 What stands after -- goes to nerf_runner as it is; training and evaluation are runs of the command, in processes of
-their own. With --video, the fly-around is rendered too.
+their own. With --video, the fly-around is rendered too; words for nerf_visualizer may follow it.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="name of the record")
     parser.add_argument("--exp-dir", type=Path, required=True, help="the run's folder; must be new")
-    parser.add_argument("--video", action="store_true", help="render the fly-around")
+    parser.add_argument("--video", nargs="*", help="render the fly-around; words for nerf_visualizer may follow")
     add_options(parser)
     parser.add_argument("runner", nargs="+", help="arguments of nerf_runner, after --")
     options = parser.parse_args()
@@ -56,7 +56,8 @@ def main() -> None:
         ("train", "nerf_trainer.experiment", [*arguments, "test_when_finished=false"]),
         ("evaluate", "nerf_trainer.experiment", [*arguments, "eval_only=true"]),
     ]
-    parts += [("video", "nerf_trainer.visualize", [f"exp_dir={options.exp_dir}"])] * options.video
+    if options.video is not None:
+        parts.append(("video", "nerf_trainer.visualize", [f"exp_dir={options.exp_dir}", *options.video]))
     record: dict[str, Any] = {"benchmark": "train_scene", **passport(options.commit)}
     record |= {"command": " ".join(["nerf_runner", *options.runner]), "wall_seconds": {}}
     for name, module, words in parts:
