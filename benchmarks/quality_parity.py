@@ -5,8 +5,8 @@
     python -m benchmarks.quality_parity --gpus 0 1 --testskip 10
 
 Every run is nerf_runner in a process of its own. The exact way is eager float32; the fast one is captured, in bf16.
-Each tests in the precision that it trains in. Two runs at a time, side by side: nothing here is a time. A record of the
-same settings keeps its runs of other seeds, so that seeds may come in several calls.
+Each tests in the precision that it trains in. A run at a time on each of --gpus, else two side by side: nothing here is
+a time. A record of the same settings keeps its runs of other seeds, so that seeds may come in several calls.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--testskip", type=int, default=1, help="test every so many-th view")
-    parser.add_argument("--gpus", type=int, nargs=2, default=None, help="that runs take turns on")
+    parser.add_argument("--gpus", type=int, nargs="+", default=None, help="that runs take turns on")
     parser.add_argument("--name", default="quality_parity", help="of the record")
     parser.add_argument("--runs", type=Path, default=Path("runs/quality_parity"), help="folder of the runs")
     add_options(parser)

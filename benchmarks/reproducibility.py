@@ -9,7 +9,7 @@ own. A loss is logged for every step; losses are compared one by one, and the la
 states tensor by tensor: equal means equal in every bit. Where a run is refused, the record has the error, which names
 the operation. Then the recipe is trained without that option with three seeds, and once more with the first one, and
 scored on the test views. The drift is the largest PSNR less the smallest, of the three seeds, and of the two runs of
-one seed. Words that follow `--` are passed on to all runs.
+one seed. Words that follow `--` are passed on to all runs. Rows of other recipes stay in the record.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.growth import COARSE, FINE, MODEL, RAYS, RECIPES, TINY_PACKED
-from benchmarks.record import add_options, passport, write
+from benchmarks.record import add_options, earlier, passport, write
 from benchmarks.timing import table
 from benchmarks.trainings import (
     LOADER,
@@ -143,13 +143,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("words", nargs="*", help="after --: passed on to all runs")
     options = parser.parse_args(words)
     settings = {name: vars(options)[name] for name in ("steps", "precision", "testskip", "tiny", "words")}
-    record: dict[str, Any] = {"benchmark": "reproducibility", **passport(options.commit), **settings}
-    record["rows"] = rows = []
+    made_by = passport(options.commit)
+    rows = earlier("reproducibility", options.out).get("rows", [])
+    record = {"benchmark": "reproducibility", **made_by, "rows": rows}
     for recipe in options.recipes:
-        rows.append({})
+        rows[:] = [*(row for row in rows if row["recipe"] != recipe), {}]
         with tempfile.TemporaryDirectory() as temporary:
             for found in measure(recipe, options, Path(temporary)):
-                rows[-1] = found
+                rows[-1] = {**found, **settings, "date": made_by["date"], "commit": made_by["commit"]}
                 write("reproducibility", record, options.out)
         print(rows[-1], flush=True)
     print("written to", write("reproducibility", record, options.out))
