@@ -22,7 +22,7 @@ def fake_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) ->
 
 def test_a_training_that_fails_says_why(tmp_path, monkeypatch):
     fake_python(tmp_path, monkeypatch, "echo 'error: lr: no number' >&2; exit 2")
-    with pytest.raises(trainings.CommandFailedError, match="--config-name ngp ended with 2; the end of .*") as caught:
+    with pytest.raises(trainings.CommandFailedError, match="--config-name ngp ended with 2") as caught:
         trainings.nerf_runner("--config-name", "ngp", "lr=a", log=tmp_path / "new" / "run.log")
     assert caught.value.exit_code == 2 and caught.value.said == "error: lr: no number\n" in str(caught.value)
 
