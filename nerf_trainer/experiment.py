@@ -21,6 +21,7 @@ from nerf_trainer.environment import require_variables, with_variables_unread
 from nerf_trainer.errors import CheckpointError, ConfigError, UserError
 from nerf_trainer.models.base import ImplicitronModelBase
 from nerf_trainer.ops.backend import Kernels
+from nerf_trainer.ops.out_of_memory import naming_lack_of_memory
 from nerf_trainer.stopping import StoppedError, exit_on_signals
 from nerf_trainer.training import run_config, world_frame
 from nerf_trainer.training.checkpoint import CheckpointStore
@@ -179,7 +180,7 @@ class Experiment(Configurable):
         kept = None if self.training_loop.eval_only else folder
         status = StatusFile(kept if runtime.is_main else None, partial(with_variables_unread, text=text))
         try:
-            with ranks.explained(status, kept):
+            with ranks.explained(status, kept), naming_lack_of_memory(_out_of_memory):
                 return self._train_or_evaluate(folder, text, runtime, display, status)
         except UserError as error:
             state = "stopped" if isinstance(error, RunStoppedError) else "failed"
@@ -298,6 +299,14 @@ class Experiment(Configurable):
             val=None if val is None else val.contents,
             test=None if test is None else test.contents,
         )
+
+
+def _out_of_memory(found: str) -> str:
+    """What to say where there is no room outside of steps and of rendering, which say it themselves."""
+    return (
+        f"memory: ran out ({found}); expected room for the data, the model and its optimizer: choose a smaller model or"
+        " a smaller dataset (max_memory sets what of it is held on the device), or end what else runs there"
+    )
 
 
 def _make(folder: Path, runtime: Runtime) -> None:

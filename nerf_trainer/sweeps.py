@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -156,6 +157,7 @@ class Record:
 
     def failed(self, error: BaseException) -> None:
         """It ended with an error, or because it was asked to."""
+        _let_go(error)
         if isinstance(error, StoppedError):
             self._end("stopped", error.exit_code, str(error))
         elif isinstance(error, UserError):
@@ -174,6 +176,13 @@ class Record:
             return
         with contextlib.suppress(OSError):  # then its line of the table says less
             replace_file(self._path, json.dumps(asdict(self.job)) + "\n")
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what a failed job held, models on a device among it: Hydra keeps its error, and with that all its frames."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def require_no_stop(error: UserError | None) -> None:

@@ -34,6 +34,7 @@ from nerf_trainer.errors import (
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
 from nerf_trainer.ops.backend import Kernels
+from nerf_trainer.ops.out_of_memory import naming_lack_of_memory
 from nerf_trainer.training.interruption import StopSignals
 from nerf_trainer.training.progress import Display, tracked
 from nerf_trainer.training.runtime import Precision, Runtime
@@ -338,7 +339,12 @@ def _in_rows(pictures: list[Picture], n_columns: int) -> list[list[Picture]]:
 
 
 def _task(config: DictConfig, words: list[str]) -> None:
-    build(VisualizeConfig, config).run()
+    with naming_lack_of_memory(_out_of_memory):
+        build(VisualizeConfig, config).run()
+
+
+def _out_of_memory(found: str) -> str:
+    return f"memory: ran out ({found}); expected room for the run's model and data; end what else runs on the device"
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,29 @@ def test_a_signal_that_came_too_late_for_a_job_keeps_the_next_from_beginning() -
             os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StoppedError, match="stopped by SIGTERM with nothing to save"):
             require_no_stop(None)
+
+
+class Held:
+    """What takes memory."""
+
+
+def test_the_error_of_a_failed_job_holds_nothing_of_it() -> None:
+    """Hydra keeps the error, and the next job needs the room."""
+    held: list[weakref.ref[Held]] = []
+
+    def work(large: Held) -> None:
+        held.append(weakref.ref(large))
+        raise RuntimeError("out of memory")
+
+    def job() -> None:
+        model = Held()
+        try:
+            work(model)
+        except RuntimeError as error:
+            raise ConfigError("no room") from error
+
+    with pytest.raises(ConfigError) as kept:
+        job()
+    assert held[0]() is not None
+    sweeps._let_go(kept.value)
+    assert held[0]() is None and isinstance(kept.value.__cause__, RuntimeError)

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from nerf_trainer.errors import ConfigError
+from nerf_trainer.ops.out_of_memory import lack_of_memory
 from nerf_trainer.rays.bundle import RayBundle
 from nerf_trainer.renderers.base import RendererOutput
 
 FEWEST_RAYS = 16
 """Fewer rays at once are not tried: what they take does not shrink any more."""
-
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What errors say that have no type of their own: those of the CPU's allocator, of libraries on a GPU."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +67,10 @@ def _rendered(render: Callable[[RayBundle], RendererOutput], rays: RayBundle) ->
     """The rays, or in a few words how memory ran out. Nothing of the failed attempt is held when this returns."""
     try:
         return render(rays)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        said = str(error)
-        if type(error) is RuntimeError and not any(words in said for words in _OUT_OF_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        found = lack_of_memory(error)
+        if found is None:
             raise
-        found = next(iter(said.splitlines()), type(error).__name__)[:120]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return found

@@ -55,21 +55,27 @@ class CheckpointStore:
 
     # --- finding -------------------------------------------------------------------------------------------------
 
-    def latest(self, fall_back: bool = True) -> Checkpoint | None:
+    def latest(
+        self, fall_back: bool = True, preferred: Callable[[Checkpoint], bool] = lambda found: True
+    ) -> Checkpoint | None:
         """The valid checkpoint of the highest step, or None where there is no checkpoint at all.
 
         A bad one is passed over with a warning that says why.
 
         Args:
             fall_back: whether an older one may stand in for the newest where that is bad.
+            preferred: of the valid ones the newest for which this is true, where there is one.
 
         Raises:
             CheckpointError: there are checkpoints and all are bad, or the newest is and shall not be passed over.
         """
-        reasons = []
+        reasons, newest = [], None
         for path in self._candidates():
             try:
-                return Checkpoint.open(path)
+                found = Checkpoint.open(path)
+                if preferred(found):
+                    return found
+                newest = newest or found
             except CheckpointError as error:
                 if not fall_back:
                     raise CheckpointError(
@@ -78,13 +84,13 @@ class CheckpointStore:
                     ) from None
                 reasons.append(self._reason(error))
                 self._report(path, error)
-        if reasons:
+        if newest is None and reasons:
             room = MAX_LINE - 150 - len(str(self.folder))
             raise CheckpointError(
                 f"{self.folder}: no valid checkpoint ({_listed(reasons, room)}); expected one to resume from; "
                 "restore one, or set resume=False to start anew"
             )
-        return None
+        return newest
 
     def at_epoch(self, epoch: int) -> Checkpoint:
         """The checkpoint with which epoch `epoch` (from 0) begins.

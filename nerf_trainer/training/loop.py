@@ -59,7 +59,8 @@ class TrainingLoopBase(ReplaceableBase):
         Raises:
             RunStoppedError: a signal asked to stop; a checkpoint was saved.
             DivergenceError: losses or gradients were not finite for too long, after going back to a checkpoint too.
-            ConfigError: in deterministic mode, an operation has no such algorithm on the run's device.
+            ConfigError: in deterministic mode, an operation has no such algorithm on the run's device; or there is no
+                memory for a step.
         """
 
     @property
@@ -225,6 +226,7 @@ class _Training:
         )
         self._previews = LivePreviews(run, loop.visualize_interval)
         self._saved_at = time.monotonic()
+        self._save_is_put_off = False
         self._last_train_row: Row = {}
 
     def finish(self) -> LoopResult:
@@ -255,8 +257,8 @@ class _Training:
         loop, session = self._loop, self._session
         go_back = self._steps()
         if go_back is not None:
-            go_back()
-            return
+            self._save_is_put_off = False
+            return go_back()
         epoch, last = session.epoch, session.epoch + 1 == loop.max_epochs
         with self._stats.paused():
             if _is_due(loop.validation_interval, epoch):
@@ -265,7 +267,7 @@ class _Training:
                 self._evaluation.test(session.model, session.step, epoch)
             session.epoch, session.step_in_epoch = epoch + 1, 0
             if loop.store_checkpoints and (last or self._checkpoint_is_due()):
-                self._save()
+                self._save(at_once=last)
             self._notice(self._stats.draw())
             self._previews.curves(self._stats.history)
         if self._run.runtime.world_size > 1 and self._all_stop():
@@ -295,7 +297,7 @@ class _Training:
                     self._previews.pictures(session, group[-1])
             if self._stop_requested():
                 raise StopRequestedError
-            if loop.checkpoint_interval > 0 and session.step % loop.checkpoint_interval == 0:
+            if self._save_is_put_off or _is_due(loop.checkpoint_interval, session.step):
                 with self._stats.paused():
                     self._save()
         return self._report() if self._stats.n_unread > 0 else None
@@ -336,7 +338,7 @@ class _Training:
         mend = "lower the learning rate, set clip_grad, or use precision=fp32; skipped_steps.jsonl names the batches"
         if session.n_rollbacks > 0:
             raise DivergenceError(f"{found}, again after going back to a checkpoint; {mend}")
-        checkpoint = session.newest_checkpoint()
+        checkpoint = session.checkpoint_to_go_back_to()
         if checkpoint is None:
             raise DivergenceError(f"{found}; the weights are as they were before, but no checkpoint was saved; {mend}")
         halved = loop.halve_rate_on_divergence
@@ -357,9 +359,12 @@ class _Training:
         self._run.display.note(f"{found}; beginning anew with seed {session.seed + 1}")
         return True
 
-    def _save(self) -> None:
-        self._session.save()
-        self._saved_at = time.monotonic()
+    def _save(self, at_once: bool = False) -> None:
+        """Save; after a skipped step only once one is taken, so that training can go back behind those skipped."""
+        self._save_is_put_off = not at_once and self._stats.skipped_in_a_row > 0
+        if not self._save_is_put_off:
+            self._session.save()
+            self._saved_at = time.monotonic()
 
     def _notice(self, text: str | None) -> None:
         if text:
@@ -385,9 +390,9 @@ class _Training:
         raise self._signals.error(f"stopped by {self._signals.name} after step {self._session.step}; {kept}")
 
 
-def _is_due(interval: int, epoch: int) -> bool:
-    """Whether what happens every `interval` epochs (0 or less: never) happens at the end of `epoch`."""
-    return interval > 0 and epoch % interval == 0
+def _is_due(interval: int, n: int) -> bool:
+    """Whether what happens every `interval` epochs or steps (0 or less: never) happens after `n`."""
+    return interval > 0 and n % interval == 0
 
 
 def _unsaid(text: str) -> None:

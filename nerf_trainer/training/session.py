@@ -12,6 +12,7 @@ from nerf_trainer.data.loaders import DataLoaderMap, FrameLoader
 from nerf_trainer.errors import CheckpointError, StorageError
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
+from nerf_trainer.ops.out_of_memory import naming_lack_of_memory
 from nerf_trainer.randomness import random_streams, seed_streams
 from nerf_trainer.renderers.base import RendererOutput
 from nerf_trainer.schedules import scheduled_modules
@@ -21,7 +22,7 @@ from nerf_trainer.training.optimizer_factory import OptimizerFactoryBase, carry_
 from nerf_trainer.training.progress import Display
 from nerf_trainer.training.runtime import Runtime, StatusFile
 from nerf_trainer.training.skipped_steps import SkippedSteps
-from nerf_trainer.training.stats import Statistics
+from nerf_trainer.training.stats import Statistics, was_skipping
 from nerf_trainer.training.step import StepResult, TrainingStep
 from nerf_trainer.visualization.plots import History
 
@@ -154,6 +155,9 @@ class Session:
         Args:
             batches: what the step accumulates gradients over.
             n_steps: steps of an epoch.
+
+        Raises:
+            ConfigError: there is no memory for it.
         """
         self.run.runtime.begin_step()
         self.schedule.set_epoch(self.epoch, self.step_in_epoch / n_steps)
@@ -162,15 +166,26 @@ class Session:
             carry_over_(self.optimizer, [replacement for change in changes for replacement in change.replacements])
             self._scheduled = list(scheduled_modules(self.model))
             self._step.outdated()
-        with self.run.runtime.autocast():
-            self.model.before_step(self.step)
-        result = self._step(batches)
+        with naming_lack_of_memory(self._out_of_memory):
+            with self.run.runtime.autocast():
+                self.model.before_step(self.step)
+            result = self._step(batches)
         self.stats.count(result)
         self.rasterize = result.rasterize
         self.step += 1
         self.step_in_epoch += 1
         self._skipped.count(self.step, batches)
         self.run.status.step = self.step
+
+    def _out_of_memory(self, found: str) -> str:
+        """What to say where a step has no room."""
+        saved = self.run.status.last_checkpoint
+        kept = f"{saved} is kept" if saved is not None else "nothing was saved yet"
+        return (
+            f"memory: ran out in step {self.step + 1} ({found}); {kept}; take fewer rays"
+            " (n_rays_total_training, n_rays_per_image_sampled_from_mask) or points a ray, a smaller model or"
+            " precision=bf16, or end what else runs on the device"
+        )
 
     def write_skipped(self) -> None:
         """Write down which batches the skipped steps had since this was called last; all ranks call it."""
@@ -205,12 +220,15 @@ class Session:
         self._begin(self.run.new_model(self.seed + 1), self.seed + 1)
         self.run.status.step, self.run.status.last_checkpoint = 0, None
 
-    def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest valid checkpoint, the first rank's choice on all; None where there is none."""
+    def checkpoint_to_go_back_to(self) -> Checkpoint | None:
+        """The newest valid checkpoint, the first rank's choice on all; None where there is none.
+
+        One that was saved on request while steps were skipped is not chosen where there is another.
+        """
         run, found = self.run, None
         if run.runtime.is_main:
             try:
-                found = run.store.latest()
+                found = run.store.latest(preferred=lambda one: not was_skipping(one.state.extra["statistics"]))
             except CheckpointError as error:
                 run.display.note(str(error))
         names = run.runtime.gather_objects([found.path.name if found is not None else None])
@@ -223,6 +241,8 @@ class Session:
             rate_scale: what all learning rates are multiplied by from here on, in resumed runs too.
         """
         saved = checkpoint.state
+        if self.run.runtime.is_main:
+            self.run.store.abandon_after(saved.step)
         self._leave()
         self.run.runtime.barrier()
         self.stats.start_over(saved.metrics_offset)

@@ -119,6 +119,11 @@ class MetricSums:
         """This rank's sums of a group of metrics; zeros where it has none."""
         return self._groups[names] if names in self._used else self._zeros(3, len(names))
 
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Steps that left the weights alone, up to the last one; waits for the device."""
+        return round(self._in_a_row.item())
+
     def state(self) -> dict[str, Any]:
         """What was summed and not read yet, as JSON."""
         groups = [{"names": list(names), "sums": self._groups[names].tolist()} for names in self._used]
@@ -186,6 +191,11 @@ class Statistics:
     def n_unread(self) -> int:
         """Training steps added since the last read."""
         return self._sums.n_steps
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Steps that left the weights alone, up to the last one; waits for the device."""
+        return self._sums.skipped_in_a_row
 
     def add(self, result: StepResult) -> None:
         """Add one training step; reads nothing back."""
@@ -289,6 +299,11 @@ def _summed(result: StepResult) -> dict[str, Tensor]:
     """What of a step is summed, by name."""
     metrics = {**result.metrics, OPACITY: result.opacity}
     return metrics if result.foreground is None else {**metrics, FOREGROUND: result.foreground}
+
+
+def was_skipping(state: Mapping[str, Any]) -> bool:
+    """Whether the last step before this `state` of a checkpoint left the weights alone."""
+    return state["skips"][0] > 0
 
 
 def blamed(means: Means) -> str:

@@ -125,27 +125,68 @@ def test_a_checkpoint_between_two_lines_of_the_log_forgets_no_skipped_step(tmp_p
 @pytest.mark.fault(row=40)
 @pytest.mark.parametrize("halved", [False, True])
 def test_ten_in_a_row_go_back_to_the_newest_checkpoint_once(tmp_path, breaking, capsys, halved) -> None:
-    """Steps 10 to 19: 16 is the newest of checkpoints that are saved every eighth, with weights as after step 9."""
+    """Steps 10 to 19, of checkpoints that are saved every eighth: 8 lies before them, and 16 is not saved."""
     first = 9
     breaking(range(first, first + MAX_SKIPPED_IN_A_ROW))
     options = {"checkpoint_interval": 8, "checkpoint_seconds": 1e6, "max_epochs": 10, "metric_print_interval": 1}
     experiment(tmp_path / "broken", halve_rate_on_divergence=halved, **options).run()
     said = " ".join(capsys.readouterr().out.split())
-    back = "going back to the checkpoint of step 16" + (", with half the learning rate" if halved else "")
+    back = "going back to the checkpoint of step 8" + (", with half the learning rate" if halved else "")
     assert f"was not finite in 10 steps in a row up to step 19; {back}" in said
     assert [line["step"] for line in skipped_lines(tmp_path / "broken")] == list(range(10, 20))
-    breaking(range(first, 16))  # what the checkpoint of step 16 came from; what follows it is never broken
+    breaking(range(0))  # what follows the checkpoint is never broken
     experiment(tmp_path / "whole", **options).run()
     rows = [[row for row in logged(tmp_path / name) if row["split"] == "train"] for name in ("broken", "whole")]
     steps = [row["step"] for row in rows[0]]
     assert steps == list(range(1, 41)), "no step is missing in the log, and none is there twice"
-    assert str(rows[0][:16]) == str(rows[1][:16])
+    assert str(rows[0][:8]) == str(rows[1][:8])
     rates = [[row["lr"] for row in of_run] for of_run in rows]
-    assert rates[0] == rates[1][:16] + [rate * (0.5 if halved else 1.0) for rate in rates[1][16:]]
+    assert rates[0] == rates[1][:8] + [rate * (0.5 if halved else 1.0) for rate in rates[1][8:]]
     states = [final(tmp_path / name) for name in ("broken", "whole")]
     assert (states[0]["model.safetensors"] == states[1]["model.safetensors"]) is not halved
     assert states[0]["state"]["extra"]["n_rollbacks"] == 1 and states[1]["state"]["extra"]["n_rollbacks"] == 0
     assert assert_checkpoints_are_finite(tmp_path / "broken") >= 2
+
+
+def saved_steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+
+
+@pytest.mark.fault(row=40)
+@pytest.mark.parametrize("interval", [1, 3])
+def test_training_goes_back_behind_the_steps_that_were_not_finite(tmp_path, breaking, capsys, interval) -> None:
+    """However often checkpoints are saved, and though a few are kept: steps 10 to 19 leave none."""
+    breaking(range(9, 9 + MAX_SKIPPED_IN_A_ROW))
+    options = {"checkpoint_interval": interval, "max_epochs": 6, "metric_print_interval": 1}
+    experiment(tmp_path / "broken", **options).run()
+    assert "up to step 19; going back to the checkpoint of step 9" in " ".join(capsys.readouterr().out.split())
+    experiment(tmp_path / "whole", **options).run()
+    states = [final(tmp_path / name)["model.safetensors"] for name in ("broken", "whole")]
+    assert states[0] == states[1]
+
+
+@pytest.mark.fault(row=40)
+def test_a_checkpoint_saved_on_request_is_gone_back_behind(tmp_path, breaking, monkeypatch, capsys) -> None:
+    """Stopped among the steps 10 to 19, the run saves and goes on from there; what it goes back to lies before them."""
+    breaking(range(9, 9 + MAX_SKIPPED_IN_A_ROW))
+    options = {"checkpoint_interval": 8, "checkpoint_seconds": 1e6, "max_epochs": 6, "metric_print_interval": 1}
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 12)
+        with pytest.raises(RunStoppedError):
+            experiment(tmp_path, **options).run()
+    assert saved_steps(tmp_path / "checkpoints") == [8, 12]
+    experiment(tmp_path, **options).run()
+    assert "up to step 19; going back to the checkpoint of step 8" in " ".join(capsys.readouterr().out.split())
+    assert saved_steps(tmp_path / "checkpoints" / "abandoned-1") == [12]
+    assert saved_steps(tmp_path / "checkpoints") == [16, 24]
+
+
+@pytest.mark.fault(row=40)
+def test_a_checkpoint_that_is_put_off_is_saved_after_the_next_step(tmp_path, breaking) -> None:
+    breaking(range(7, 10))
+    options = {"checkpoint_interval": 8, "checkpoint_seconds": 1e6, "store_checkpoints_purge": 0}
+    experiment(tmp_path, max_epochs=5, **options).run()
+    assert saved_steps(tmp_path / "checkpoints") == [11, 16, 20]
 
 
 @pytest.mark.fault(row=40)
@@ -179,7 +220,7 @@ def test_a_halved_rate_stays_halved_when_the_run_is_resumed(tmp_path, breaking, 
             experiment(tmp_path, **options).run()
     experiment(tmp_path, **options).run()
     rates = [row["lr"] for row in logged(tmp_path) if row["split"] == "train"]
-    assert rates[:12] == [0.05] * 12 and rates[12:] == [0.025] * 12
+    assert rates[:4] == [0.05] * 4 and rates[4:] == [0.025] * 20
 
 
 @pytest.mark.fault(row=40)

@@ -1,18 +1,21 @@
-"""Row 42: memory that runs out in evaluation and in videos.
+"""Row 42: memory that runs out in evaluation and in videos, and in training.
 
 The rays that are rendered at once are halved until there is room, down to a floor; the pixels are the same within 1e-6,
-or a clear error says what to do; and training goes on as if nothing had been.
+or a clear error says what to do; and training goes on as if nothing had been. A training step can't be halved: the run
+ends with exit 2 and a line, and its newest checkpoint is as it was.
 """
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
 from nerf_trainer.config import Factory
-from nerf_trainer.errors import ConfigError
+from nerf_trainer.errors import MAX_LINE, ConfigError
 from nerf_trainer.evaluation.evaluator import ImplicitronEvaluator
 from nerf_trainer.evaluation.lpips import LpipsNet
 from nerf_trainer.experiment import Experiment
@@ -23,6 +26,7 @@ from nerf_trainer.models.generic import GenericModel
 from nerf_trainer.rays.samplers import AdaptiveRaySampler
 from nerf_trainer.renderers.chunking import FEWEST_RAYS
 from nerf_trainer.renderers.multipass import MultiPassEmissionAbsorptionRenderer
+from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.loop import ImplicitronTrainingLoop
 from nerf_trainer.training.model_factory import ImplicitronModelFactory
 from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory
@@ -30,7 +34,9 @@ from nerf_trainer.visualization.flyaround import render_views
 from tests.faults.counts import Fault
 from tests.faults.still_scenes import Still, photograph
 from tests.scene_kit import orbit
+from tests.training import tiny_experiment
 from tests.training.run_records import final, logged
+from tests.training.tiny_run import TinyModel
 
 SIZE = 12
 N_RAYS = SIZE * SIZE
@@ -220,3 +226,69 @@ def test_training_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch: pytest.M
 def test_a_batch_of_the_scene_is_what_the_tests_think() -> None:
     frames = photograph(torch.tensor([0.0, 0.5, 1.0]), SIZE)
     assert isinstance(frames, FrameData) and frames.image_rgb is not None and frames.image_rgb.shape == (1, 3, 12, 12)
+
+
+# --- in training ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def running_out(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes a tiny run's training forwards fail from one of them on, counted from 0."""
+
+    def choose(first: int, fail: Callable[[], None]) -> None:
+        class Large(TinyModel):
+            n_forwards = 0
+
+            def forward(self, frames: FrameData) -> Predictions:
+                if self.training:
+                    Large.n_forwards += 1
+                    if Large.n_forwards > first:
+                        fail()
+                return super().forward(frames)
+
+        monkeypatch.setattr(tiny_experiment, "TinyModel", Large)
+
+    monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
+    return choose
+
+
+@pytest.mark.fault(row=42)
+def test_a_training_step_without_room_ends_the_run_with_a_line(
+    fault: Fault, tmp_path: Path, running_out: Callable[..., None]
+) -> None:
+    for fail in KINDS[: fault.times(len(KINDS), quick=2)]:
+        folder = tmp_path / fail.__name__
+        running_out(6, fail)
+        with pytest.raises(
+            ConfigError, match=r"ran out in step 7 .*checkpoints/step-0+4 is kept; take fewer"
+        ) as refused:
+            tiny_experiment.experiment(folder).run()
+        line = str(refused.value)
+        assert refused.value.exit_code == 2 and len(line) <= MAX_LINE - len("error: ") and "\n" not in line
+        status = json.loads((folder / "status.json").read_text())
+        assert (status["state"], status["code"], status["message"]) == ("failed", 2, line)
+        saved = CheckpointStore(folder).latest()
+        assert saved is not None and saved.state.step == 4
+        fault.passed()
+
+
+@pytest.mark.fault(row=42)
+def test_with_room_again_the_same_command_goes_on(tmp_path: Path, running_out: Callable[..., None]) -> None:
+    for name in ("narrow", "roomy"):
+        running_out(6 if name == "narrow" else 10**9, of_a_gpu)
+        with pytest.raises(ConfigError) if name == "narrow" else nullcontext():
+            tiny_experiment.experiment(tmp_path / name).run()
+    running_out(10**9, of_a_gpu)
+    tiny_experiment.experiment(tmp_path / "narrow").run()
+    assert final(tmp_path / "narrow") == final(tmp_path / "roomy")
+
+
+@pytest.mark.fault(row=42)
+def test_a_model_that_does_not_fit_is_said_on_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TinyModel, "to", lambda *arguments: of_a_gpu())
+    with pytest.raises(
+        ConfigError, match=r"memory: ran out \(CUDA out of memory.*expected room for the data"
+    ) as refused:
+        tiny_experiment.experiment(tmp_path).run()
+    assert len(str(refused.value)) <= MAX_LINE - len("error: ")
+    assert json.loads((tmp_path / "status.json").read_text())["code"] == 2
