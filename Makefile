@@ -80,10 +80,11 @@ format: $(INSTALLED_DEV) ## Rewrite the sources as ruff formats them
 docs: $(INSTALLED_DEV) ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-golden: $(INSTALLED) ## Write tests/experiment.yaml anew: every option and its default
+golden: $(INSTALLED) ## Write tests/experiment.yaml and docs/options.md anew: every option and its default
 	$(BIN)/nerf_runner --cfg job > tests/experiment.yaml.new
 	mv tests/experiment.yaml.new tests/experiment.yaml
-	@git diff --stat -- tests/experiment.yaml
+	$(BIN)/python -m tests.options_page
+	@git diff --stat -- tests/experiment.yaml docs/options.md
 
 scene: $(INSTALLED_SCENES) ## Render the embedded scene anew (scenes/quickstart; takes minutes)
 	$(BIN)/python scenes/render_quickstart.py

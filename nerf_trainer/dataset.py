@@ -22,6 +22,7 @@ from nerf_trainer import launch
 from nerf_trainer.cameras.conventions import Reading
 from nerf_trainer.command_line import assignment, run_verb, shell_line
 from nerf_trainer.config import Configurable, build, registry
+from nerf_trainer.data.files import SCENE_SCHEME
 from nerf_trainer.data.inspection.diagnosis import Finding, diagnose
 from nerf_trainer.data.inspection.exports import ExportFormat, ExportOptions, export
 from nerf_trainer.data.inspection.formats import recognise
@@ -36,6 +37,16 @@ from nerf_trainer.visualization.data_report import DataReport
 
 _SOURCE = "data_source_ImplicitronDataSource_args"
 _PROVIDER = f"{_SOURCE}.dataset_map_provider"
+_FIRST_RECIPES = {
+    "BlenderDatasetMapProvider": "nerf_blender",
+    "ColmapDatasetMapProvider": "nerf_colmap",
+    "LlffDatasetMapProvider": "nerf_llff",
+    "MultiSceneDatasetMapProvider": "solids_nerf_wce",
+    "RenderedMeshDatasetMapProvider": "nerf_mesh",
+    "TinyNerfDatasetMapProvider": "nerf_tiny",
+    "TransformsJsonDatasetMapProvider": "nerf_photos",
+}
+"""The recipe to begin with on the data of a provider, as docs/data/index.md has it; CO3D's is generated_nerf_wce."""
 
 
 class CheckOptions(Configurable):
@@ -186,7 +197,7 @@ def check(options: CheckOptions, source: Source, words: Sequence[str], console: 
     for name in ("frusta.png", "contact_sheet.png", "report.json"):
         console.print(Text(f"  {folder / name}"))
     if words:
-        console.print(Text(f"to train on it, add to a recipe:\n  {shell_line('nerf_runner', words)}"))
+        console.print(Text(f"to train on it:\n  {_command_to_train(source, words)}"))
     console.print(Text(f"verdict: {report.verdict}"))
     if diagnosis.faults:
         raise DataError(f"{source.name}: {report.verdict}")
@@ -212,6 +223,19 @@ def convert(options: ConvertOptions, source: Source, console: Console) -> None:
     # Folders of Blender scenes are read together, others one by one.
     first = folder if options.format is ExportFormat.blender else next(iter(written.folders), folder)
     console.print(Text(f"next:\n  {shell_line('nerf_data', ['check', assignment('data_source', str(first))])}"))
+
+
+def _command_to_train(source: Source, words: Sequence[str]) -> str:
+    """The recipe to begin with, a folder for its run, and what reads the data.
+
+    Args:
+        words: the overrides that read the data.
+    """
+    provider = words[0].partition("=")[2]
+    recipe = _FIRST_RECIPES.get(provider, "generated_nerf_wce")
+    if any(SCENE_SCHEME in word for word in words):
+        recipe = "quickstart"
+    return shell_line("nerf_runner", ["--config-name", recipe, assignment("exp_dir", f"runs/{source.name}"), *words])
 
 
 def source_words(source: str) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig
 from PIL import Image, ImageFilter
 from rich.console import Console
 
@@ -24,6 +25,7 @@ from nerf_trainer.data.loader_maps import ResidentDataLoaderMapProvider, SimpleD
 from nerf_trainer.data.rendered_mesh.provider import RenderedMeshDatasetMapProvider
 from nerf_trainer.data.source import ImplicitronDataSource
 from nerf_trainer.data.splits import DatasetMapProviderBase
+from nerf_trainer.dataset import _FIRST_RECIPES
 from nerf_trainer.errors import MAX_LINE, DataError
 from tests.command_kit import Typed, typed
 from tests.data.known_dataset import read_blender, write_blender
@@ -112,9 +114,17 @@ def test_the_embedded_scene_is_clean_and_nerf_runner_reads_what_is_printed(
     assert report["sequences"][0]["reading"] == "AS_READ"
     assert report["suggestion"]["source"] == "depth maps"
     [line] = [line for line in out.splitlines() if line.startswith("  nerf_runner ")]
-    config = compose("quickstart", *shlex.split(line)[1:])
+    _, flag, recipe, *words = shlex.split(line)
+    assert (flag, recipe, words[0]) == ("--config-name", "quickstart", "exp_dir=runs/quickstart")
+    config = compose(recipe, *words)
     source = config.data_source_ImplicitronDataSource_args  # type: ignore[attr-defined]
     assert source.dataset_map_provider_BlenderDatasetMapProvider_args.base_dir == "scene://quickstart"
+
+
+@pytest.mark.parametrize(("provider", "recipe"), _FIRST_RECIPES.items())
+def test_the_recipe_that_is_printed_reads_the_format(provider: str, recipe: str, compose: Callable[..., DictConfig]):
+    source = compose(recipe).data_source_ImplicitronDataSource_args
+    assert source.dataset_map_provider_class_type == provider
 
 
 def test_a_recipe_and_its_loader_are_checked_without_its_model(nerf_data: Typed, known: Path):

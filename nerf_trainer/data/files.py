@@ -186,6 +186,15 @@ def _kind_of(entry: "os.DirEntry[str]") -> _Kind:
     return _Kind.FILE if entry.is_file(follow_symlinks=False) else _Kind.OTHER
 
 
+def _mend(missing: Path) -> str:
+    """What to do about a file that is not there: a name may differ from it by upper and lower case alone."""
+    try:
+        likeness = [name for name in os.listdir(missing.parent) if name.lower() == missing.name.lower()]
+    except OSError:
+        likeness = []
+    return f"there is {shown(likeness[0])}: write both alike" if likeness else "restore it"
+
+
 def require_regular_file(path: Path, where: str) -> os.stat_result:
     """Refuse what is missing, empty or no plain file (a folder, a FIFO, a device), without opening it.
 
@@ -196,7 +205,7 @@ def require_regular_file(path: Path, where: str) -> os.stat_result:
         status = path.stat()
     except OSError as error:
         found = "nothing" if isinstance(error, FileNotFoundError | NotADirectoryError) else str(error.strerror)
-        raise DataError(f"{where}: found {found} at {shown(path)}, expected a file; restore it") from error
+        raise DataError(f"{where}: found {found} at {shown(path)}, expected a file; {_mend(path)}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
         raise DataError(f"{where}: found {kind} at {shown(path)}, expected a plain file; replace it")

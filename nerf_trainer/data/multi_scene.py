@@ -124,9 +124,9 @@ class MultiSceneDatasetMapProvider(BlenderSceneOptions):
     base_dir: str
     """The folder that has a folder for each scene, named as the sequence will be; others in it are left alone."""
     train_scenes: tuple[str, ...] = ()
-    """Scenes to train on, by their folders' names; () for all that aren't held out."""
+    """Scenes to train on, by their folders' names; empty for all that aren't held out."""
     test_scenes: tuple[str, ...] = ()
-    """Scenes to hold out, by their folders' names; () for the last `n_held_out_scenes`."""
+    """Scenes to hold out, by their folders' names; empty for the last `n_held_out_scenes`."""
     n_held_out_scenes: int = 0
     """How many scenes to hold out, the last in the order of their names; an alternative to `test_scenes`."""
     evaluate: EvaluatedScenes = EvaluatedScenes.UNSEEN_SCENES

@@ -7,7 +7,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nerf_trainer.data import files
-from nerf_trainer.data.files import JsonNode, ScenePaths, embedded_scene, read_json, resolve_inside, scene_folder, shown
+from nerf_trainer.data.files import (
+    JsonNode,
+    ScenePaths,
+    embedded_scene,
+    read_json,
+    require_regular_file,
+    resolve_inside,
+    scene_folder,
+    shown,
+)
 from nerf_trainer.errors import DataError
 
 
@@ -207,3 +216,15 @@ def test_any_json_is_a_value_or_a_data_error(tmp_path, value):
             read(root)
         except DataError as error:
             assert str(error).isprintable() and len(str(error)) < 300 + len(str(path))
+
+
+def test_a_name_in_upper_case_is_pointed_out(tmp_path: Path) -> None:
+    (tmp_path / "a.JPG").write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=r"found nothing at .*a\.jpg, expected a file; there is a\.JPG: write both alike$"
+    ):
+        require_regular_file(tmp_path / "a.jpg", "frames[0]")
+    with pytest.raises(DataError, match=r"restore it$"):
+        require_regular_file(tmp_path / "b.jpg", "frames[0]")
+    with pytest.raises(DataError, match=r"restore it$"):
+        require_regular_file(tmp_path / "no_folder" / "b.jpg", "frames[0]")

@@ -91,9 +91,9 @@ class Selection:
     """Which sequences are wanted. All that is said must hold; clauses are SQL and trusted."""
 
     categories: tuple[str, ...] = ()
-    """Of these categories; () for all."""
+    """Of these categories; empty for all."""
     pick: tuple[str, ...] = ()
-    """Of these names; () for all."""
+    """Of these names; empty for all."""
     exclude: tuple[str, ...] = ()
     """Not of these names."""
     clause: str | None = None

@@ -32,11 +32,11 @@ class JsonIndexDataset(IndexDatasetBase):
     limit_sequences_to: int = 0
     """Take the first so many sequences that have frames, in the order of their annotations; 0 for all."""
     pick_sequence: tuple[str, ...] = ()
-    """Names of sequences to take; () for all."""
+    """Names of sequences to take; empty for all."""
     exclude_sequence: tuple[str, ...] = ()
     """Names of sequences to leave out."""
     limit_category_to: tuple[str, ...] = ()
-    """Categories whose sequences to take; () for all."""
+    """Categories whose sequences to take; empty for all."""
     remove_empty_masks: bool = True
     """Leave out frames without a mask, or whose mask has a mass of at most one pixel."""
     n_frames_per_sequence: int = -1

@@ -46,16 +46,16 @@ class SqlIndexDataset(IndexDatasetBase):
     subsets: SubsetLists | None = runtime()
     """The frames to choose from; None for all there are."""
     categories: tuple[str, ...] = runtime()
-    """Categories that take the place of pick_categories; () for none."""
+    """Categories that take the place of pick_categories; empty for none."""
     remove_empty_masks: bool = True
     """Leave out frames whose mask is known to have a mass of 0."""
     pick_frames_sql_clause: str | None = None
     """Only frames of which this SQL expression over the columns of frame_annots holds. Trusted input: it is given to
     SQLite as it is; needs trust_sql_clauses."""
     pick_categories: tuple[str, ...] = ()
-    """Categories whose sequences to take; () for all. The provider's category takes its place."""
+    """Categories whose sequences to take; empty for all. The provider's category takes its place."""
     pick_sequences: tuple[str, ...] = ()
-    """Names of sequences to take; () for all."""
+    """Names of sequences to take; empty for all."""
     pick_sequences_sql_clause: str | None = None
     """Only sequences of which this SQL expression over the columns of sequence_annots holds. Trusted as well."""
     exclude_sequences: tuple[str, ...] = ()

@@ -45,7 +45,7 @@ class JsonIndexDatasetMapProvider(IndexedDatasetOptions):
     test_on_train: bool = False
     """Let val and test be the training split."""
     restrict_sequence_name: tuple[str, ...] = ()
-    """Take only sequences of these names; for the task multisequence. () for all."""
+    """Take only sequences of these names; for the task multisequence. Empty for all."""
     test_restrict_sequence_id: int = -1
     """Which sequence is taken, counted from 0 in the order of the evaluation batches; for the task singlesequence."""
     assert_single_seq: bool = False

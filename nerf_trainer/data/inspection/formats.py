@@ -25,6 +25,7 @@ _OF_A_FOLDER = (
 """JSON files that belong to a folder whose other files say what it is."""
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 _OF_FRAMES = (*_DISTORTION, "camera_model", "fl_x", "mask_path", "depth_file_path")
+_PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".heic")
 _KNOWN = (
     "transforms_train.json (Blender), transforms.json (nerfstudio), poses_bounds.npy (LLFF), sparse/ or cameras.bin or"
     " cameras.txt (COLMAP), metadata.sqlite, frame_annotations.jgz (CO3D), a tiny_nerf_data.npz, a mesh file, or"
@@ -112,8 +113,29 @@ def _recognised(source: str) -> Recognised:
     if any(path.glob("*/transforms_train.json")):
         options = {"base_dir": str(path), "evaluate": "KNOWN_SCENES"}
         return Recognised("a folder of scenes in Blender format", "MultiSceneDatasetMapProvider", options)
-    there = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
-    raise DataError(f"data_source: no known format in {shown(path)} (found {shown(there)[:80]}); expected {_KNOWN}")
+    raise DataError(_without_format(path))
+
+
+def _without_format(folder: Path) -> str:
+    """What to say of a folder that holds no known format; of one with photographs, what to do about it."""
+    names = sorted(child.name for child in folder.iterdir())
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    there = shown(", ".join(names[:3])) + more if names else "nothing"
+    photographs = [name for name in names if Path(name).suffix.lower() in _PHOTOGRAPHS]
+    where = f"data_source: {shown(folder)} holds photographs"
+    if photographs and _is_scene(folder.parent):
+        return f"{where} alone; name the folder of the scene, {shown(folder.parent)}"
+    if photographs:
+        return (
+            f"{where} (found {there}) and nothing that says where they were taken from; let COLMAP find that out"
+            " (docs/data/colmap.md) and name the folder with its sparse/"
+        )
+    return f"data_source: no known format in {shown(folder)} (found {there}); expected {_KNOWN}"
+
+
+def _is_scene(folder: Path) -> bool:
+    files = ("transforms.json", "transforms_train.json", "poses_bounds.npy")
+    return _colmap(folder) or any(_has(folder, name) for name in files)
 
 
 def _single(base_dir: str, name: str) -> dict[str, str | int | bool]:

@@ -57,6 +57,21 @@ def test_options_of_some_formats(tmp_path: Path):
     assert recognise("scene://quickstart").options["base_dir"] == "scene://quickstart"
 
 
+def test_photographs_without_cameras(tmp_path: Path):
+    fill(tmp_path, ["photos/a.JPG", "photos/b.jpg", "photos/c.jpg", "photos/d.jpg"])
+    with pytest.raises(
+        DataError, match=r"photographs \(found a.JPG, b.jpg, c.jpg and 1 more\).*let COLMAP find that out"
+    ):
+        recognise(str(tmp_path / "photos"))
+
+
+@pytest.mark.parametrize("scene", ["transforms.json", "sparse/0/cameras.bin", "poses_bounds.npy"])
+def test_the_folder_of_photographs_within_a_scene(tmp_path: Path, scene: str):
+    fill(tmp_path, ["images/a.jpg", scene])
+    with pytest.raises(DataError, match=rf"images holds photographs alone; name the folder of the scene, {tmp_path}$"):
+        recognise(str(tmp_path / "images"))
+
+
 def test_what_is_no_dataset(tmp_path: Path):
     fill(tmp_path, ["notes.txt"])
     with pytest.raises(DataError, match=r"no known format in .* \(found notes.txt\); expected transforms_train.json"):
