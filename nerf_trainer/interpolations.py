@@ -34,16 +34,18 @@ def limit_interpolations() -> None:
     Container._evaluate_custom_resolver = _counted_custom
 
 
-def _counted_node(self: Container, *args: Any, **given: Any) -> Node:
+def _counted_node(self: Container, inter_key: str, memo: set[int] | None) -> Node:
     _take(_NODES_A_REFERENCE)  # what it refers to may refer to others
-    found = _resolve_node(self, *args, **given)
+    found = _resolve_node(self, inter_key, memo)
     _take(_size(found, _n_left))
     return found
 
 
-def _counted_custom(self: Container, *args: Any, **given: Any) -> Any:
+def _counted_custom(
+    self: Container, key: Any, node: Node, inter_type: str, inter_args: tuple[Any, ...], inter_args_str: tuple[str, ...]
+) -> Any:
     _take(_NODES_A_REFERENCE)
-    found = _resolve_custom(self, *args, **given)
+    found = _resolve_custom(self, key, node, inter_type, inter_args, inter_args_str)
     _take(_size(found, _n_left))
     return found
 

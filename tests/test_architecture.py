@@ -240,11 +240,11 @@ def imported(node: ast.AST) -> list[str]:
 
 def test_components_know_no_configuration_library():
     """Hydra is known to `launch`, `sweeps`, `override_words`, `config_sources` and the commands; OmegaConf to these, to
-    `config`, to writer and reader of a run's own configuration, and to `imports`, which lays models over
-    configurations; "???" to anyone."""
+    `config`, to `interpolations`, to writer and reader of a run's own configuration, and to `imports`, which lays
+    models over configurations; "???" to anyone."""
     readers = {"launch.py", "sweeps.py", "override_words.py", "config_sources.py"}
     commands = readers | {"experiment.py", "visualize.py", "dataset.py", "model.py"}
-    files = {"config.py", "training/run_config.py", "training/saved_run.py"}
+    files = {"config.py", "interpolations.py", "training/run_config.py", "training/saved_run.py"}
 
     def found() -> Iterator[Finding]:
         for path, node in nodes(PACKAGE, ast.Import, ast.ImportFrom):
