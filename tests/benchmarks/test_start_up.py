@@ -9,9 +9,16 @@ import pytest
 from benchmarks import start_up
 
 
-@pytest.mark.parametrize(("psnr", "counts"), [(27.4, True), (26.9, False)])
-def test_training_seconds_count_where_the_quality_is_reached(tmp_path, monkeypatch, psnr, counts):
-    """20 steps at 0.5 s and 30 at 0.1 s are 13 s of training."""
+@pytest.mark.parametrize(
+    ("psnr", "reached"),
+    [
+        ((25.0, 27.4, 28.2), 13.0),
+        ((26.0, 26.8, 27.0), 33.0),
+        ((26.0, 26.8, 26.9), None),
+    ],
+)
+def test_training_seconds_count_until_the_quality_is_first_reached(tmp_path, monkeypatch, psnr, reached):
+    """20 steps at 0.5 s are 10 s of training; 30 at 0.1 s make them 13 s, and 50 at 0.4 s make them 33 s."""
     commands = []
 
     def run(command, **_):
@@ -20,21 +27,21 @@ def test_training_seconds_count_where_the_quality_is_reached(tmp_path, monkeypat
         if folder is not None:
             run_folder = Path(folder)
             run_folder.mkdir()
-            rows = [
-                {"split": "train", "step": 20, "sec_per_step": 0.5},
-                {"split": "test", "step": 20},
-                {"split": "train", "step": 50, "sec_per_step": 0.1},
-            ]
+            rows = []
+            for (step, seconds), value in zip(((20, 0.5), (50, 0.1), (100, 0.4)), psnr, strict=True):
+                rows.append({"split": "train", "step": step, "sec_per_step": seconds})
+                rows.append({"split": "test", "step": step, "psnr_full_image": value})
             (run_folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-            (run_folder / "results_test.json").write_text(json.dumps([{"metrics": {"psnr_full_image": psnr}}]))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(start_up.subprocess, "run", run)
     start_up.main(["--repeats", "2", "--out", str(tmp_path), "--commit", "none"])
     assert [command[1:] for command in commands[:4]] == [["--help"]] * 2 + [["--cfg", "job"]] * 2
+    assert commands[4][-1] == "test_interval=1"  # without a look after each epoch nothing is known but the end
     record = json.loads((tmp_path / "start_up.json").read_text())
-    assert record["quickstart_train_s"] == pytest.approx(13.0) and record["quickstart_psnr"] == psnr
-    assert ("quickstart_s" in record) is counts
+    assert record["quickstart_train_s"] == pytest.approx(33.0) and record["quickstart_psnr"] == psnr[-1]
+    assert record["quickstart_steps"] == 100
+    assert record.get("quickstart_s") == (None if reached is None else pytest.approx(reached))
     assert record["help_s_p10"] <= record["help_s_median"] <= record["help_s_p90"]
 
 
