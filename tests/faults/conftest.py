@@ -7,6 +7,7 @@ Markdown; `python -m tests.faults.table FILE` puts them into the table of docs/r
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def fault(request: pytest.FixtureRequest) -> Fault:
     shown = Fault(mark.kwargs["row"])
     request.node.stash[_SHOWN] = shown
     return shown
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test that failed has started does not take time from the others."""
+    nursery = request.getfixturevalue("nursery") if "nursery" in request.fixturenames else None
+    yield
+    if nursery is not None:
+        nursery.kill_left()
 
 
 _SHOWN = pytest.StashKey[Fault]()

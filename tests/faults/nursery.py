@@ -107,6 +107,7 @@ class Nursery:
         self._folder = folder / "children"
         self._folder.mkdir()
         self._n = 0
+        self._started: list[Child] = []
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
         command = [sys.executable, "-m", "tests.faults.nursery", *COMMANDS.values(), *warm]
         self._process = subprocess.Popen(
@@ -158,13 +159,22 @@ class Nursery:
         self._n += 1
         place = {"output": str(folder), "environment": environment, "cwd": str(cwd or self._folder.parent)}
         answer = self.ask({**question, **place, "draws": draws})
-        return Child(answer["pid"], folder, self)
+        child = Child(answer["pid"], folder, self)
+        self._started.append(child)
+        return child
 
     def run(self, *words: str, timeout: float = 60.0, **options: Any) -> Child:
         """`start`, and wait for its end."""
         child = self.start(*words, **options)
         child.wait(timeout)
         return child
+
+    def kill_left(self) -> None:
+        """Kill the children since the last call that have not ended, such as a test leaves that failed."""
+        for child in self._started:
+            if not child.ended():
+                child.kill()
+        self._started.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -31,8 +31,7 @@ def start_ranks(nursery: Nursery, n: int, exp_dir: str, *words: str, nodes: int 
     Args:
         nodes: how many machines they believe to be on.
     """
-    shared: dict[str, Any] = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", **environment}
-    shared["composes_once"] = False  # the first of a kind would leave what it composed at the same time as the others
+    shared = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", **environment}
     if n == 1:
         return [run_kit.start(nursery, exp_dir, *WORDS, *words, **shared)]
     return [run_kit.start(nursery, exp_dir, *WORDS, *words, **shared, **place) for place in places(n, nodes)]

@@ -64,7 +64,7 @@ def test_too_few_samples_are_no_proof() -> None:
 @pytest.mark.skipif(level() == LEVELS[0], reason="a long test of faults; `make test-faults` runs it")
 def test_a_shorter_run_leaves_nothing_behind(tmp_path: Path) -> None:
     """Of so few epochs memory says nothing yet: what is imported late still counts. Files, threads and sizes do."""
-    epochs, every = (300, 10) if level() == LEVELS[-1] else (120, 4)
+    epochs, every = 120, 4
     words = ["--epochs", str(epochs), "--every", str(every), "--seconds-between-plots", "5"]
     long_run.main([*words, "--out", str(tmp_path), "--picture", str(tmp_path / "long_run.png")])
     record = json.loads((tmp_path / "long_run.json").read_text())

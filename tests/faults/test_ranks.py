@@ -18,7 +18,6 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,12 +38,6 @@ SOURCE = "data_source_ImplicitronDataSource_args.dataset_map_provider_BlenderDat
 N_TEST_VIEWS = 7
 
 
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("ranks")) as nursery:
-        yield nursery
-
-
 @pytest.fixture
 def folder(nursery: Nursery, tmp_path: Path) -> Path:
     """Where this test's runs are."""
@@ -52,16 +45,19 @@ def folder(nursery: Nursery, tmp_path: Path) -> Path:
 
 
 @pytest.mark.fault(row=45)
-def test_a_killed_process_ends_the_job_which_resumes_bit_by_bit(nursery: Nursery, folder: Path, fault: Fault) -> None:
+@pytest.mark.parametrize("seed", [45, pytest.param(46, marks=pytest.mark.fault(row=45, long=True))])
+def test_a_killed_process_ends_the_job_which_resumes_bit_by_bit(
+    nursery: Nursery, folder: Path, fault: Fault, seed: int
+) -> None:
     """Each start goes on with the run that the kill before it ended; the first and the second process are killed in
-    turns."""
-    n = fault.times(20, quick=1)
+    turns. Twenty kills in two runs."""
+    n = fault.times(10, quick=1)
     n_steps = 12 * n
     words = ("max_epochs=1", f"{LOADERS}.dataset_length_train={n_steps}")
     run_ranks(nursery, 2, str(folder / "whole"), *words)
-    killed, chance = folder / "killed", random.Random(45)
+    killed, chance = folder / "killed", random.Random(seed)
     for i in range(n):
-        children, victim = start_ranks(nursery, 2, str(killed), *words), (i + 1) % 2
+        children, victim = start_ranks(nursery, 2, str(killed), *words), (i + seed) % 2
         await_lines(children[0], killed, 12 * i + 2 + chance.randrange(8))
         time.sleep(chance.random() * 0.05)
         children[victim].kill()
@@ -98,25 +94,23 @@ def test_a_process_that_raises_ends_the_job(nursery: Nursery, folder: Path, faul
 
 @pytest.mark.fault(row=46)
 def test_a_stuck_process_is_waited_for_as_long_as_was_said(nursery: Nursery, folder: Path, fault: Fault) -> None:
-    """All at the same time: most of it is waiting."""
-    n, seconds = fault.times(5, quick=1), 10
-    started, words = time.monotonic(), (f"rank_timeout={seconds}", "max_epochs=2")
-    runs = [
-        start_ranks(nursery, 2, str(folder / str(i)), *words, RANK_FAULT=f"{(i + 1) % 2}:{i + 1}:stuck")
-        for i in range(n)
-    ]
-    for i, children in enumerate(runs):
+    """They wait at the same time; but they begin one after the other, for that too has to happen within the limit."""
+    n, seconds, runs = fault.times(5, quick=1), 10, []
+    words = (f"rank_timeout={seconds}", "max_epochs=2")
+    for i in range(n):
+        fault_of_one = f"{(i + 1) % 2}:{i + 1}:stuck"
+        children = start_ranks(nursery, 2, str(folder / str(i)), *words, RANK_FAULT=fault_of_one)
         await_lines(children[0], folder / str(i), i + 1)
-    all_stuck = time.monotonic()
-    for i, children in enumerate(runs):
+        runs.append((children, time.time()))
+    for i, (children, stuck) in enumerate(runs):
         assert [child.wait(120) for child in children] == [7, 7], [child.err[-1500:] for child in children]
         said = status(folder / str(i))
+        waited = (folder / str(i) / "status.json").stat().st_mtime - stuck
+        assert seconds / 2 < waited < (seconds + 5) * BUSY
         assert (said["state"], said["code"]) == ("failed", 7)
         assert f"process {(i + 1) % 2} of 2 is stuck" in said["message"]
         assert f"{seconds} s (rank_timeout)" in said["message"]
         fault.passed()
-    assert time.monotonic() - started > seconds
-    assert time.monotonic() - all_stuck < (seconds + 5) * BUSY
 
 
 @pytest.mark.fault(row=46, long=True)

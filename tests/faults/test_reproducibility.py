@@ -16,6 +16,7 @@ from nerf_trainer.errors import ConfigError
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import Predictions
 from nerf_trainer.training.checkpoint import CheckpointStore
+from tests.faults.nursery import Nursery
 from tests.training import tiny_experiment
 from tests.training.run_records import final, logged
 from tests.training.tiny_experiment import experiment
@@ -106,7 +107,21 @@ def test_runs_that_differ_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.fault(row=44, long=True)
 @pytest.mark.parametrize("recipe", reproducibility.RECIPES)
-def test_the_benchmark_finds_runs_on_a_cpu_the_same(tmp_path: Path, recipe: str) -> None:
+def test_the_benchmark_finds_runs_on_a_cpu_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: Nursery, recipe: str
+) -> None:
+    """The first of its six runs is a process as the benchmark starts it; the others are forked, without the imports."""
+    start = reproducibility.train
+
+    def forked(recipe: str, folder: Path, words: list[str], environment: dict[str, str]) -> str:
+        if folder.name == "first":
+            return start(recipe, folder, words, environment)
+        options = {"timeout": 240.0, "composes_once": True, **environment}
+        child = nursery.run("--config-name", recipe, f"exp_dir={folder}", *words, **options)
+        assert child.code == 0, child.err
+        return ""
+
+    monkeypatch.setattr(reproducibility, "train", forked)
     reproducibility.main(["--tiny", "--steps", "4", "--recipes", recipe, "--out", str(tmp_path)])
     record = json.loads((tmp_path / "reproducibility.json").read_text())
     (row,) = record["rows"]

