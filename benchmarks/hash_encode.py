@@ -29,7 +29,11 @@ CORNERS = 8
 SECTOR_BYTES = 32
 L2_BYTES_PER_S = 5.5e12
 ADDITIONS_PER_S = 150e9
-LAYOUTS = {"8x4": HashLevels(n_levels=8, n_features=4), "16x2": HashLevels(n_levels=16, n_features=2)}
+LAYOUTS = {
+    "8x4": HashLevels(n_levels=8, n_features=4),
+    "16x2": HashLevels(n_levels=16, n_features=2),
+    "ngp_blender": HashLevels(n_levels=16, n_features=2, log2_table_size=20, finest_resolution=512),
+}
 
 
 def points_along_rays(n: int, device: torch.device) -> Tensor:
@@ -132,13 +136,17 @@ def measure_beside(n: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=100, help="counted calls of each")
+    parser.add_argument("--together", type=int, nargs="+", default=[2], help="levels of a kernel's program: 1, 2, 4")
     add_options(parser)
     options = parser.parse_args()
+    from nerf_trainer.ops.kernels import hash_encode as of_triton  # here, where Triton is asked for
+
+    cases = [(Kernels.triton, used, n) for n in options.together for used in (1.0, 0.5)]
     rows = []
     for layout in LAYOUTS:
-        cases = ((Kernels.triton, 1.0), (Kernels.triton, 0.5), (Kernels.torch, 1.0))
-        for kernels, used in cases:
-            rows.append(measure(layout, kernels, used, options.repeats))
+        for kernels, used, n_together in [*cases, (Kernels.torch, 1.0, None)]:
+            of_triton.LEVELS_TOGETHER = n_together or of_triton.LEVELS_TOGETHER
+            rows.append({**measure(layout, kernels, used, options.repeats), "levels_together": n_together})
             print(rows[-1], flush=True)
     beside = measure_beside(options.repeats)
     print(beside)

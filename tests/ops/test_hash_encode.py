@@ -204,6 +204,22 @@ def test_kernels_compute_what_the_twin_does(n: int, n_used: int | None, n_featur
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize(("together", "n_features"), [(1, 2), (2, 2), (4, 2), (2, 4), (4, 1)])
+def test_levels_are_the_same_alone_and_together(
+    together: int, n_features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = device_for_kernels()
+    from nerf_trainer.ops.kernels import hash_encode as kernels
+
+    monkeypatch.setattr(kernels, "LEVELS_TOGETHER", together)
+    levels = HashLevels(n_levels=4, n_features=n_features, log2_table_size=8, base_resolution=3, finest_resolution=40)
+    assert kernels._together(levels) == together
+    used = torch.tensor(40, dtype=torch.int32, device=device)
+    points = some_points(50, torch.float32, device)
+    for ours, theirs in zip(*both(points, levels, used, of_points=False), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
+
+
 def test_kernels_survive_coordinates_that_are_no_numbers() -> None:
     device = device_for_kernels()
     wild = torch.tensor([[float("nan"), 0.5, 0.5], [float("inf"), -float("inf"), 0.0], [1e30, -1e30, 2.0]])

@@ -1,8 +1,9 @@
 """Triton kernels of the multiresolution hash encoding; the symbols are those of `nerf_trainer.ops.hash_encode`.
 
-A program takes a block of points at one level. The level is the slow axis of the launch, so that the rows of one level,
-8 MB of the usual 47, are what is read, or added to, at a time. The F features of a row are neighbours: a corner is one
-vector load, and one vector addition in the backward pass (`red.global.add.v4.f32` for four features on sm_90).
+A program takes a block of points at a few levels. These are the slow axis of the launch, so that their rows, 8 MB a
+level of the usual 47 and more, are what is read, or added to, at a time. The F features of a row are neighbours: a
+corner is one vector load, and one vector addition in the backward pass (`red.global.add.v4.f32` for four features on
+sm_90). Levels that a program takes together are neighbours in the encoding: their features are written in one piece.
 """
 
 # Triton's launch options, and what its language makes of constants and loops, are unknown to type checkers.
@@ -19,6 +20,8 @@ from nerf_trainer.ops.reference.hash_encode import PRIMES
 
 _BLOCK = 256  # points of a program
 _N_WARPS = 4
+LEVELS_TOGETHER = 2
+"""Most levels of a program: 1, 2 or 4; fewer where they do not divide the levels, or are wider than 8 features."""
 _PRIME_Y = tl.constexpr(PRIMES[1])
 _PRIME_Z = tl.constexpr(PRIMES[2])
 
@@ -76,6 +79,83 @@ def _used(n_used_ptr, n_points):
 
 
 @triton.jit
+def _cells(places, offsets, used, resolution):
+    """The cells of points, and how far the points are from their lower faces, along x, y and z."""
+    x, u = _along_axis(places, offsets * 3, used, resolution)
+    y, v = _along_axis(places, offsets * 3 + 1, used, resolution)
+    z, w = _along_axis(places, offsets * 3 + 2, used, resolution)
+    return (x, y, z), (u, v, w)
+
+
+@triton.jit
+def _corner_weight(upper, CORNER: tl.constexpr):
+    """The trilinear weight of one corner."""
+    return _hat(upper[0], CORNER & 1) * (_hat(upper[1], (CORNER >> 1) & 1) * _hat(upper[2], CORNER >> 2))
+
+
+@triton.jit
+def _of_level(
+    table_ptr,
+    places,
+    offsets,
+    used,
+    level,
+    RESOLUTIONS: tl.constexpr,
+    STARTS: tl.constexpr,
+    SIZES: tl.constexpr,
+    F: tl.constexpr,
+):
+    """The interpolated features of one level (BLOCK F), 0 for padding."""
+    features = tl.arange(0, F)
+    resolution, size = _at_level(level, RESOLUTIONS), _at_level(level, SIZES)
+    level_ptr = table_ptr + _at_level(level, STARTS) * F
+    cell, upper = _cells(places, offsets, used, resolution)
+    total = tl.zeros([offsets.shape[0], F], tl.float32)
+    for corner in tl.static_range(8):
+        row = _corner(cell[0], cell[1], cell[2], resolution, size, corner)
+        weight = _corner_weight(upper, corner)
+        total += weight[:, None] * tl.load(level_ptr + row[:, None] * F + features[None, :])
+    return tl.where(used[:, None], total, 0.0)
+
+
+@triton.jit
+def _add_to_level(
+    gradient_ptr,
+    places,
+    offsets,
+    used,
+    g,
+    level,
+    RESOLUTIONS: tl.constexpr,
+    STARTS: tl.constexpr,
+    SIZES: tl.constexpr,
+    F: tl.constexpr,
+):
+    """Add the gradient of one level's features, times the weights of corners, to the rows of these."""
+    features = tl.arange(0, F)
+    resolution, size = _at_level(level, RESOLUTIONS), _at_level(level, SIZES)
+    level_ptr = gradient_ptr + _at_level(level, STARTS) * F
+    cell, upper = _cells(places, offsets, used, resolution)
+    counts = tl.max((g != 0.0).to(tl.int32), axis=1) != 0  # what nothing depends on adds nothing
+    for corner in tl.static_range(8):
+        row = _corner(cell[0], cell[1], cell[2], resolution, size, corner)
+        target = level_ptr + row[:, None] * F + features[None, :]
+        tl.atomic_add(target, _corner_weight(upper, corner)[:, None] * g, mask=counts[:, None], sem="relaxed")
+
+
+@triton.jit
+def _beside(a, b):
+    """Two tables of as many rows and columns, side by side."""
+    return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (a.shape[0], 2 * a.shape[1]))
+
+
+@triton.jit
+def _halves(both):
+    """What `_beside` put side by side."""
+    return tl.split(tl.permute(tl.reshape(both, (both.shape[0], 2, both.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
 def _encode(
     points_ptr,
     table_ptr,
@@ -86,25 +166,27 @@ def _encode(
     STARTS: tl.constexpr,
     SIZES: tl.constexpr,
     F: tl.constexpr,
+    TOGETHER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     first = tl.program_id(0).to(tl.int64) * BLOCK
-    level = tl.program_id(1)
-    offsets, features = tl.arange(0, BLOCK), tl.arange(0, F)
+    level = tl.program_id(1) * TOGETHER
+    offsets, features = tl.arange(0, BLOCK), tl.arange(0, TOGETHER * F)
     used = first + offsets < _used(n_used_ptr, n_points)
-    total = tl.zeros([BLOCK, F], tl.float32)
+    total = tl.zeros([BLOCK, TOGETHER * F], tl.float32)
     if first < _used(n_used_ptr, n_points):
-        resolution, size = _at_level(level, RESOLUTIONS), _at_level(level, SIZES)
-        level_ptr = table_ptr + _at_level(level, STARTS) * F
         places = points_ptr + first * 3
-        x, u = _along_axis(places, offsets * 3, used, resolution)
-        y, v = _along_axis(places, offsets * 3 + 1, used, resolution)
-        z, w = _along_axis(places, offsets * 3 + 2, used, resolution)
-        for corner in tl.static_range(8):
-            row = _corner(x, y, z, resolution, size, corner)
-            weight = _hat(u, corner & 1) * (_hat(v, (corner >> 1) & 1) * _hat(w, corner >> 2))
-            total += weight[:, None] * tl.load(level_ptr + row[:, None] * F + features[None, :])
-        total = tl.where(used[:, None], total, 0.0)
+        one = _of_level(table_ptr, places, offsets, used, level, RESOLUTIONS, STARTS, SIZES, F)
+        if TOGETHER == 1:
+            total = one
+        else:
+            two = _beside(one, _of_level(table_ptr, places, offsets, used, level + 1, RESOLUTIONS, STARTS, SIZES, F))
+            if TOGETHER == 2:
+                total = two
+            else:
+                third = _of_level(table_ptr, places, offsets, used, level + 2, RESOLUTIONS, STARTS, SIZES, F)
+                fourth = _of_level(table_ptr, places, offsets, used, level + 3, RESOLUTIONS, STARTS, SIZES, F)
+                total = _beside(two, _beside(third, fourth))
     WIDTH: tl.constexpr = len(RESOLUTIONS) * F
     out = out_ptr + first * WIDTH + level * F
     mask = (first + offsets < n_points)[:, None]
@@ -122,30 +204,34 @@ def _table_gradient(
     STARTS: tl.constexpr,
     SIZES: tl.constexpr,
     F: tl.constexpr,
+    TOGETHER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     first = tl.program_id(0).to(tl.int64) * BLOCK
-    level = tl.program_id(1)
+    level = tl.program_id(1) * TOGETHER
     n_used = _used(n_used_ptr, n_points)
     if first < n_used:
-        offsets, features = tl.arange(0, BLOCK), tl.arange(0, F)
+        offsets, features = tl.arange(0, BLOCK), tl.arange(0, TOGETHER * F)
         used = first + offsets < n_used
+        places = points_ptr + first * 3
         WIDTH: tl.constexpr = len(RESOLUTIONS) * F
         upstream = upstream_ptr + first * WIDTH + level * F
         g = tl.load(upstream + offsets[:, None] * WIDTH + features[None, :], mask=used[:, None], other=0.0)
         g = g.to(tl.float32)
-        resolution, size = _at_level(level, RESOLUTIONS), _at_level(level, SIZES)
-        level_ptr = gradient_ptr + _at_level(level, STARTS) * F
-        places = points_ptr + first * 3
-        x, u = _along_axis(places, offsets * 3, used, resolution)
-        y, v = _along_axis(places, offsets * 3 + 1, used, resolution)
-        z, w = _along_axis(places, offsets * 3 + 2, used, resolution)
-        counts = tl.max((g != 0.0).to(tl.int32), axis=1) != 0  # what nothing depends on adds nothing
-        for corner in tl.static_range(8):
-            row = _corner(x, y, z, resolution, size, corner)
-            weight = _hat(u, corner & 1) * (_hat(v, (corner >> 1) & 1) * _hat(w, corner >> 2))
-            target = level_ptr + row[:, None] * F + features[None, :]
-            tl.atomic_add(target, weight[:, None] * g, mask=counts[:, None], sem="relaxed")
+        if TOGETHER == 1:
+            _add_to_level(gradient_ptr, places, offsets, used, g, level, RESOLUTIONS, STARTS, SIZES, F)
+        elif TOGETHER == 2:
+            one, other = _halves(g)
+            _add_to_level(gradient_ptr, places, offsets, used, one, level, RESOLUTIONS, STARTS, SIZES, F)
+            _add_to_level(gradient_ptr, places, offsets, used, other, level + 1, RESOLUTIONS, STARTS, SIZES, F)
+        else:
+            lower, upper = _halves(g)
+            one, other = _halves(lower)
+            _add_to_level(gradient_ptr, places, offsets, used, one, level, RESOLUTIONS, STARTS, SIZES, F)
+            _add_to_level(gradient_ptr, places, offsets, used, other, level + 1, RESOLUTIONS, STARTS, SIZES, F)
+            one, other = _halves(upper)
+            _add_to_level(gradient_ptr, places, offsets, used, one, level + 2, RESOLUTIONS, STARTS, SIZES, F)
+            _add_to_level(gradient_ptr, places, offsets, used, other, level + 3, RESOLUTIONS, STARTS, SIZES, F)
 
 
 @triton.jit
@@ -210,8 +296,8 @@ def encode(
     """The encoding, in `dtype`; zero for padding."""
     encoded = torch.empty(len(points), levels.output_dim, dtype=dtype, device=points.device)
     if len(points) > 0:
-        grid = (triton.cdiv(len(points), _BLOCK), levels.n_levels)
-        _encode[grid](points, table, encoded, n_used, len(points), *_layout(levels), BLOCK=_BLOCK, num_warps=_N_WARPS)
+        grid = (triton.cdiv(len(points), _BLOCK), levels.n_levels // _together(levels))
+        _encode[grid](points, table, encoded, n_used, len(points), *_grouped(levels), BLOCK=_BLOCK, num_warps=_N_WARPS)
     return encoded
 
 
@@ -224,9 +310,9 @@ def table_gradient(
     """Gradient of the table, float32, given that of the encoding."""
     gradient = torch.zeros(levels.n_rows, levels.n_features, device=points.device)
     if len(points) > 0:
-        grid = (triton.cdiv(len(points), _BLOCK), levels.n_levels)
+        grid = (triton.cdiv(len(points), _BLOCK), levels.n_levels // _together(levels))
         _table_gradient[grid](
-            points, upstream, gradient, n_used, len(points), *_layout(levels), BLOCK=_BLOCK, num_warps=_N_WARPS
+            points, upstream, gradient, n_used, len(points), *_grouped(levels), BLOCK=_BLOCK, num_warps=_N_WARPS
         )
     return gradient
 
@@ -251,3 +337,14 @@ def points_gradient(
 def _layout(levels: HashLevels) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
     """RESOLUTIONS, STARTS, SIZES and F of the kernels."""
     return levels.resolutions, levels.starts, levels.sizes, levels.n_features
+
+
+def _grouped(levels: HashLevels) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int, int]:
+    """The same, and TOGETHER of the kernels that take levels together."""
+    return (*_layout(levels), _together(levels))
+
+
+def _together(levels: HashLevels) -> int:
+    """Levels of a program."""
+    fits = (n for n in (4, 2, 1) if n <= LEVELS_TOGETHER and n * levels.n_features <= 8 and levels.n_levels % n == 0)
+    return next(fits, 1)
