@@ -84,6 +84,36 @@ def test_gradcheck(weigh) -> None:
     assert torch.autograd.gradcheck(lambda t, v: accumulate(weigh(t)[0], v), (tau, values))
 
 
+def test_the_written_gradients_are_those_of_the_recorded_operations() -> None:
+    """Weights and opacity together, one channel and several, and colours that all samples of a ray share."""
+    draw = torch.Generator().manual_seed(4)
+    tau = torch.rand(2, 3, 9, dtype=torch.float64, generator=draw).requires_grad_()
+    behind = torch.exp(-tau.cumsum(dim=-1))
+    before = torch.cat([torch.ones_like(behind[..., :1]), behind[..., :-1]], dim=-1)
+    for n_channels in (1, 2, 3, 4, 5):
+        own = torch.rand(2, 3, 9, n_channels, dtype=torch.float64, generator=draw).requires_grad_()
+        shared = torch.rand(2, 3, 1, n_channels, dtype=torch.float64, generator=draw).requires_grad_()
+        for values in (own, shared):
+            upstream = torch.rand(2, 3, n_channels, dtype=torch.float64, generator=draw)
+            weights, opacity = emission_absorption_weights(tau)
+            ours = (accumulate(weights, values.expand_as(own)) * upstream).sum() + opacity.square().sum()
+            recorded = ((before - behind)[..., None] * values).sum(dim=-2)
+            theirs = (recorded * upstream).sum() + (1.0 - behind[..., -1]).square().sum()
+            torch.testing.assert_close(ours, theirs)
+            expected = torch.autograd.grad(theirs, (tau, values), retain_graph=True)
+            torch.testing.assert_close(torch.autograd.grad(ours, (tau, values)), expected)
+
+
+def test_only_the_opacity_counts_or_only_the_colours() -> None:
+    tau = torch.tensor([[0.5, 0.25]], dtype=torch.float64, requires_grad=True)
+    _, opacity = emission_absorption_weights(tau)
+    (gradient,) = torch.autograd.grad(opacity.sum(), tau)
+    torch.testing.assert_close(gradient, torch.full_like(tau, math.exp(-0.75)))
+    colors = torch.ones(1, 2, 3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(accumulate(tau.detach(), colors).sum(), colors)
+    torch.testing.assert_close(gradient, tau.detach()[..., None].expand(1, 2, 3))
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-12, 1e4, 1e30])
 def test_gradients_stay_finite_at_extremes(scale: float) -> None:
     tau = (torch.rand(3, 8, generator=torch.Generator().manual_seed(3)) * scale).requires_grad_()
