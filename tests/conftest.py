@@ -134,8 +134,8 @@ def tiny_nerf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Starts processes of the commands; give them folders of the test's tmp_path."""
-    with Nursery(tmp_path_factory.mktemp("nursery")) as made:
+    """Starts processes of the commands, watched by `audit.py` where asked; give them folders of the test's tmp_path."""
+    with Nursery(tmp_path_factory.mktemp("nursery"), warm=("tests.faults.audit",)) as made:
         yield made
 
 

@@ -15,14 +15,16 @@ _WATCHED = frozenset({"os.system", "os.exec", "os.posix_spawn", "os.spawn", "sub
 
 
 def _note(event: str, arguments: tuple[object, ...]) -> None:
+    file = os.environ.get(VARIABLE)
+    if not file:
+        return
     if event in _WATCHED:
         noted = True
     elif event == "exec":
         noted = isinstance(arguments[0], CodeType) and MARK in repr(arguments[0].co_consts)
     else:
         noted = event == "compile" and MARK in str(arguments[0])
-    file = os.environ.get(VARIABLE) if noted else None
-    if file:
+    if noted:
         with open(file, "a") as stream:
             stream.write(f"{event} {str(arguments)[:200]}\n")
 

@@ -178,13 +178,6 @@ OF_TRAININGS = (
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Its children are watched."""
-    with Nursery(tmp_path_factory.mktemp("nursery"), warm=("tests.faults.audit",)) as nursery:
-        yield nursery
-
-
-@pytest.fixture(scope="module")
 def trained(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained; not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "run"

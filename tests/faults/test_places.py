@@ -228,7 +228,7 @@ NAMES = (
 FILM = ("render_size=[4,4]", "video_size=[16,16]", "n_eval_cameras=2")
 
 
-N_QUICK = 3
+N_QUICK = 2
 LONG = pytest.mark.fault(row=26, long=True)
 
 

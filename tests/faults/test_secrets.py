@@ -55,7 +55,7 @@ def test_a_run_leaves_no_secret(fault: Fault, nursery: Nursery, tmp_path: Path):
     fault.passed()
 
 
-@pytest.mark.fault(row=61)
+@pytest.mark.fault(row=61, long=True)
 def test_a_sweep_leaves_no_secret(fault: Fault, nursery: Nursery, tmp_path: Path):
     child = run(nursery, tmp_path, "-m", "exp_dir=sweep", "seed=0,1", "max_epochs=1")
     assert (tmp_path / "sweep" / "multirun.yaml").is_file() and "nerf_runner" in child.out
@@ -63,7 +63,7 @@ def test_a_sweep_leaves_no_secret(fault: Fault, nursery: Nursery, tmp_path: Path
     fault.passed()
 
 
-@pytest.mark.fault(row=61)
+@pytest.mark.fault(row=61, long=True)
 def test_a_sweep_whose_jobs_fail_keeps_no_secret(fault: Fault, nursery: Nursery, tmp_path: Path):
     """What the table and the records of jobs say of an error names the variable."""
     folder = "data_source_ImplicitronDataSource_args.dataset_map_provider_BlenderDatasetMapProvider_args.base_dir"

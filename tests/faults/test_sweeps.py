@@ -69,7 +69,7 @@ def test_jobs_in_other_processes_fail_alone_too(nursery: Nursery, tmp_path: Path
     fault.passed()
 
 
-@pytest.mark.fault(row=51)
+@pytest.mark.fault(row=51, long=True)
 def test_the_table_of_a_sweep_that_is_run_again_has_all_results(nursery: Nursery, tmp_path: Path, fault: Fault) -> None:
     """Jobs that were complete before show what they reached then."""
     fault.times(1, quick=1)
