@@ -1,8 +1,8 @@
 """Triton's kernel of marching: a ray a thread, empty blocks, bytes and cells crossed at once.
 
 Rays are marched once, which counts their samples and notes which steps they are; where there is no memory for notes,
-twice: to count samples, and to write them where there is room. Products and sums are not contracted
-(`enable_fp_fusion`), so that all of it, and the twin, finds the same steps.
+`most` places a ray, twice: to count samples, and to write them where there is room. Products and sums are not
+contracted (`enable_fp_fusion`), so that all of it, and the twin, finds the same steps.
 """
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false
 
@@ -173,7 +173,6 @@ def march_kernel(
     WRITE: tl.constexpr,
     RAYS: tl.constexpr,
 ):
-    # `notes` gets the steps that are taken, `most` places a ray; it may be None.
     ray = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
     active = ray < n_rays
     o, d, speed, shift, t_in, t_out = _load(rays, box, ray, active)
@@ -181,9 +180,8 @@ def march_kernel(
     speed, t_in = tl.where(active, speed, 1.0), tl.where(active, t_in, 0.0)
     dt = tl.div_rn(spacing[0], speed)
     inverse = (_inverse(d[0]), _inverse(d[1]), _inverse(d[2]))
-    per_dt, s_in = 1.0 / dt, t_in
-    if CONE:
-        s_in = _step_of(t_in * speed, spacing)
+    per_dt = 1.0 / dt
+    s_in = _step_of(t_in * speed, spacing) if CONE else t_in
     i, n = tl.zeros([RAYS], tl.int32), tl.zeros([RAYS], tl.int32)
     limit, place = n + most, ray
     if WRITE:
@@ -207,8 +205,8 @@ def march_kernel(
         n += kept.to(tl.int32)
         active = active & (n < limit)
         t_exit = _first_beyond(cell, edge, o, inverse, size, RESOLUTION)
-        # A step is crossed where its midpoint lies before the exit: without a cone that is half a step behind its
-        # start; with one somewhat more, so that its end is asked for.
+        # A step is crossed where its midpoint lies before the exit: without a cone half a step behind its start; with
+        # one somewhat more, so that its end is asked for.
         if CONE:
             ahead = _step_of(t_exit * speed, spacing) - s_in - shift - MARGIN
         else:
