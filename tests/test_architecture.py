@@ -47,6 +47,7 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/test_every_format.py": "all formats and datasets, one beside the other",
     "tests/test_component_matrix.py": "every field under every renderer",
     "tests/test_golden.py": "every option of every component",
+    "tests/test_options_page.py": "the page of every option of every component",
     "tests/test_reference_options.py": "every option of the reference",
     "tests/test_recipe_lifecycle.py": "the recipes, each through all that is done with a run",
     "tests/test_other_projects_recipes.py": "recipes that follow other projects",
