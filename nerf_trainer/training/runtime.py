@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nerf_trainer.errors import ConfigError, DistributedError, StorageError
+from nerf_trainer.errors import ConfigError, DistributedError, StorageError, keyed_line, shown
 from nerf_trainer.ops.backend import Kernels, choose_kernels, has_triton, is_interpreted, uses_triton
 from nerf_trainer.randomness import derive_seed
 from nerf_trainer.stopping import processes_asked_for
@@ -46,6 +46,8 @@ class Precision(Enum):
 _AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 """What precisions compute products in by autocast."""
 
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher says to each of the processes that train together."""
 _MEETINGS_OF_A_STEP = 2**20
 """More than a step has, with what follows it."""
 _BEFORE_NCCL_S = 60.0
@@ -285,6 +287,18 @@ def _accelerator(precision: Precision, rank_timeout: float) -> Accelerator:
             f"processes: {os.environ.get('WORLD_SIZE', 'all')} were to meet at {place} within {seconds:g} s "
             f"(rank_timeout={rank_timeout:g}), but not all came ({str(error).splitlines()[0][:120]}); start all of "
             "them, and give each launch on a host a port of its own: torchrun --standalone does"
+        ) from error
+    except ValueError as error:
+        found = {name: os.environ[name] for name in _RANK_VARIABLES if name in os.environ}
+        if not found:
+            raise
+        words = " ".join(f"{name}={value}" for name, value in found.items())
+        raise ConfigError(
+            keyed_line(
+                "environment",
+                f"found {shown(words, 120)}, expected what torchrun sets ({shown(str(error).splitlines()[0], 120)});"
+                " start by torchrun --standalone, or unset them to train in one process",
+            )
         ) from error
     asked_for = processes_asked_for()
     if made.num_processes == 1 and asked_for not in (None, 1):

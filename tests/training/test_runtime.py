@@ -1,6 +1,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -46,6 +48,16 @@ def test_a_launcher_that_started_one_process_of_several_is_refused(monkeypatch):
         Runtime()
     monkeypatch.setattr(runtime, "processes_asked_for", lambda: 1)
     assert Runtime().world_size == 1
+
+
+@pytest.mark.parametrize("values", [{"WORLD_SIZE": "abc"}, {"RANK": "1", "WORLD_SIZE": "2"}])
+def test_an_environment_of_no_launcher_is_refused(values):
+    """In a process of its own: the states of Accelerate and of torch are a process's."""
+    kept = {name: value for name, value in os.environ.items() if name not in runtime._RANK_VARIABLES}
+    code = "from nerf_trainer.training.runtime import Runtime; Runtime()"
+    ended = subprocess.run([sys.executable, "-c", code], env=kept | values, capture_output=True, text=True, timeout=300)
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "ConfigError: environment: found '" in last and "expected what torchrun sets" in last and len(last) < 430
 
 
 def test_deterministic_and_anomaly_detection_are_set_both_ways():
