@@ -48,6 +48,7 @@ TESTS_OF_THE_WHOLE: dict[str, str] = {
     "tests/test_component_matrix.py": "every field under every renderer",
     "tests/test_golden.py": "every option of every component",
     "tests/test_options_page.py": "the page of every option of every component",
+    "tests/test_quick_copies.py": "quick copies of configurations, for tests",
     "tests/test_reference_options.py": "every option of the reference",
     "tests/test_recipe_lifecycle.py": "the recipes, each through all that is done with a run",
     "tests/test_other_projects_recipes.py": "recipes that follow other projects",
