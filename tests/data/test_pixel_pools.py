@@ -51,25 +51,29 @@ def test_errors_of_its_threads_are_raised_and_end_the_work():
     assert frames.calls[DECODED] == 1
 
 
-def test_cancelling_decodes_nothing_more_and_leaves_no_thread():
+def test_cancelling_decodes_nothing_more_and_leaves_no_thread(monkeypatch):
+    """The frames at work are held until it is said that no more are wanted."""
     begun, go_on = threading.Event(), threading.Event()
 
     class Slow(FakeFrames):
         def rgba(self, index: int) -> torch.Tensor:
             begun.set()
-            go_on.wait(10)
+            assert go_on.wait(60)
             return super().rgba(index)
 
-    before, frames = threading.active_count(), Slow("a" * 500)
+    frames = Slow("a" * 500)
     filling = PixelFilling(DecodedFrames(frames), range(500), "cpu", 2)
-    begun.wait(10)
-    threading.Timer(0.05, go_on.set).start()
+    assert begun.wait(60)
+    join = filling._join
+
+    def joining() -> None:
+        go_on.set()
+        join()
+
+    monkeypatch.setattr(filling, "_join", joining)
     filling.cancel()
-    assert frames.calls[DECODED] <= 2
-    for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer):
-            thread.join()
-    assert threading.active_count() == before
+    assert 1 <= frames.calls[DECODED] <= 2
+    assert not any(thread.is_alive() for thread in filling._threads)
 
 
 def test_frames_are_decoded_once_where_they_fit_in_host_memory():

@@ -162,7 +162,7 @@ def test_the_next_pool_is_decoded_while_the_last_is_in_use():
     loader = loader_of(frames, n_steps=4, per_pool=3)
     steps = loader.steps(0)
     next(steps), next(steps)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     both = sum(len(PoolPlan(N_FRAMES, 3).frames(number)) for number in (0, 1))
     while frames.calls[DECODED] < both and time.monotonic() < until:
         time.sleep(0.01)
@@ -173,19 +173,28 @@ def test_the_next_pool_is_decoded_while_the_last_is_in_use():
 
 
 def test_dropping_the_loader_ends_its_threads():
+    """Those that decode the pool after the one in use, of which the last frame is held back until then."""
+    go_on, filling = threading.Event(), set()
+    ahead = set(PoolPlan(400, 3).frames(1)) - set(PoolPlan(400, 3).frames(0))
+
     class Slow(FakeFrames):
         def rgba(self, index: int) -> torch.Tensor:
-            time.sleep(0.02)
+            if index in ahead:
+                filling.add(threading.current_thread())
+                assert go_on.wait(60)
             return super().rgba(index)
 
-    before, frames = threading.active_count(), Slow("a" * 400)
-    loader = loader_of(frames, per_pool=3)
+    loader = loader_of(Slow("a" * 400), per_pool=3)
     steps = loader.steps(0)
     next(steps), next(steps)
-    assert threading.active_count() > before
+    until = time.monotonic() + 60
+    while not filling:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    threading.Timer(0.05, go_on.set).start()  # dropping waits for the frames at work
     del steps, loader
     gc.collect()
-    assert threading.active_count() == before
+    assert filling and not any(thread.is_alive() for thread in filling)
 
 
 def test_errors_of_a_pool_reach_the_step_that_needs_it():

@@ -1,5 +1,4 @@
 import json
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -243,14 +242,15 @@ def test_a_store_that_never_answers_holds_nobody_up(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ranks, "_FEW_SECONDS", 0.05)
     monkeypatch.setattr(ranks, "_HEARING", 0.05)
     monkeypatch.setattr(ranks, "_INQUIRY", 0.05)
-    one._thread = ranks.threading.Thread(target=time.sleep, args=(2.0,), daemon=True)
+    answered = ranks.threading.Event()
+    one._thread = ranks.threading.Thread(target=answered.wait, args=(60.0,), daemon=True)
     one._thread.start()
-    began = time.monotonic()
     with pytest.raises(DistributedError) as raised, one.explained(StatusFile(None), None):
         raise RuntimeError("Gloo timed out")
     assert "process 1 of 2 could not be reached (Gloo timed out)" in str(raised.value)
     one.__exit__(DistributedError, raised.value, None)
-    assert time.monotonic() - began < 1.5
+    assert one._thread.is_alive(), "it was waited for"
+    answered.set()
 
 
 @pytest.mark.parametrize(("cuda", "seconds"), [(False, 30.0), (True, 90.0)])
