@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from benchmarks.record import add_options, passport, write
 from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.cameras.trajectories import look_at
-from nerf_trainer.config import build, schema
+from nerf_trainer.config import build, defaults
 from nerf_trainer.frames import FrameData
 from nerf_trainer.models.generic import GenericModel
 from nerf_trainer.models.ray_model import RayModel
@@ -237,8 +237,8 @@ def make_model(name: str, n_targets: int) -> RayModel:
         "render_image_width": 6,
     }
     parts = [OmegaConf.create(dict(part)) for part in (common, *CASES[name])]
-    config = OmegaConf.merge(OmegaConf.structured(schema(GenericModel)), *parts)
-    assert isinstance(config, DictConfig)
+    config = defaults(GenericModel)
+    config.merge_with(*parts)
     return build(GenericModel, config)
 
 

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from nerf_trainer.config import Factory, build, schema
+from nerf_trainer.config import Factory, build, defaults
 from nerf_trainer.errors import CheckpointError, ConfigError, DataError
 from nerf_trainer.experiment import Experiment
 from nerf_trainer.frames import FrameContents
@@ -44,7 +44,9 @@ def configured(folder, *overrides):
             LOOP: {"max_epochs": 2, "evaluator_class_type": "TinyEvaluator"},
         }
     )
-    return OmegaConf.merge(OmegaConf.structured(schema(Experiment)), base, OmegaConf.from_dotlist(list(overrides)))
+    config = defaults(Experiment)
+    config.merge_with(base, OmegaConf.from_dotlist(list(overrides)))
+    return config
 
 
 def run(folder, *overrides):
@@ -53,11 +55,11 @@ def run(folder, *overrides):
 
 
 def test_tiny_components_are_registered():
-    assert tiny_run.TinyModel.__name__ in str(OmegaConf.to_yaml(OmegaConf.structured(schema(Experiment))))
+    assert tiny_run.TinyModel.__name__ in str(defaults(Experiment))
 
 
 def test_defaults_name_the_references_components():
-    config = OmegaConf.structured(schema(Experiment))
+    config = defaults(Experiment)
     chosen = {key: config[f"{key}_class_type"] for key in ("data_source", "model_factory", "optimizer_factory")}
     assert chosen == {
         "data_source": "ImplicitronDataSource",

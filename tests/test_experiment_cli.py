@@ -114,7 +114,7 @@ def test_evaluating_what_was_never_trained_is_exit_code_4(nerf_runner: Typed) ->
 def test_every_recipe_composes_and_shows_itself(nerf_runner: Typed, recipe: str) -> None:
     code, out, err = nerf_runner("--config-name", recipe, "--cfg", "job", "seed=123")
     assert (code, err) == (0, "")
-    shown = yaml.safe_load(out)
+    shown = yaml.load(out, Loader=yaml.CSafeLoader)
     assert shown["seed"] == 123
     assert set(shown[FACTORY]) >= {f"model_{model.__name__}_args" for model in registry.get_all(ImplicitronModelBase)}
 
@@ -126,7 +126,7 @@ def test_own_yaml_on_a_recipe(nerf_runner: Typed, tmp_path: Path) -> None:
     for flag in ("--config-dir", "--config-path"):
         code, out, err = nerf_runner(flag, "mine", "--config-name", "my_run", "--cfg", "job")
         assert (code, err) == (0, "")
-        shown = yaml.safe_load(out)
+        shown = yaml.load(out, Loader=yaml.CSafeLoader)
         assert shown[FACTORY]["model_OverfitModel_args"]["bg_color"] == [0.0, 0.0, 1.0]
         assert shown[FACTORY]["model_OverfitModel_args"]["raysampler_class_type"] == "NearFarRaySampler"
     (tmp_path / "mine" / "my_run.yaml").write_text(text.replace("bg_color", "bg_colour"))

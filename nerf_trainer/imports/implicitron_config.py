@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from nerf_trainer.config import Configurable, schema
+from nerf_trainer.config import Configurable, defaults
 from nerf_trainer.data.files import require_regular_file
 from nerf_trainer.errors import ConfigError, keyed_line, shown
 from nerf_trainer.imports.base import RunConfiguration
@@ -42,7 +42,7 @@ def read_run_configuration(file: Path, root: type[Configurable]) -> RunConfigura
     require_regular_file(path, FILE_NAME)
     content = _read(path)
     unknown: list[str] = []
-    values = _known(content, OmegaConf.structured(schema(root)), "", unknown)
+    values = _known(content, defaults(root), "", unknown)
     notes = []
     if unknown:
         notes.append(f"{path.name}: left out {', '.join(unknown)}: no such options here")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from nerf_trainer.cameras.cameras import Cameras
-from nerf_trainer.config import Factory, build, schema
+from nerf_trainer.config import Factory, build, defaults
 from nerf_trainer.data.blender import BlenderDatasetMapProvider
 from nerf_trainer.data.loader_maps import SequenceDataLoaderMapProvider
 from nerf_trainer.data.source import ImplicitronDataSource
@@ -278,7 +278,7 @@ def test_a_whole_evaluation_without_a_checkpoint(tmp_path: Path, capsys: pytest.
         f"{LOOP}.evaluator_ImplicitronEvaluator_args.lpips_net=none",
         f"{LOOP}.eval_only=true",
     )
-    config = OmegaConf.merge(OmegaConf.structured(schema(Experiment)), OmegaConf.from_dotlist(list(overrides)))
+    config = OmegaConf.merge(defaults(Experiment), OmegaConf.from_dotlist(list(overrides)))
     build(Experiment, config).run(config)
     right = results(tmp_path / "right")
     assert "0 parameters" in capsys.readouterr().out

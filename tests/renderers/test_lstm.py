@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from nerf_trainer.config import Factory, build, schema
+from nerf_trainer.config import Factory, build, defaults
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.fields.base import BoundField, FieldInputs, FieldOutputs, FieldSpec, MarchedField
 from nerf_trainer.fields.srn import (
@@ -314,7 +314,7 @@ def configured(**options) -> OverfitModel:
         "renderer_class_type": "LSTMRenderer",
     }
     torch.manual_seed(0)
-    config = OmegaConf.merge(OmegaConf.structured(schema(OverfitModel)), values, options)
+    config = OmegaConf.merge(defaults(OverfitModel), values, options)
     made = build(OverfitModel, config)
     seed_streams(made, 0)
     return made.train()
@@ -395,7 +395,7 @@ def test_sequences_have_networks_of_their_own(rays: dict) -> None:
     }
     torch.manual_seed(0)
     module, frames = (
-        build(GenericModel, OmegaConf.merge(OmegaConf.structured(schema(GenericModel)), values)),
+        build(GenericModel, OmegaConf.merge(defaults(GenericModel), values)),
         two_scenes(),
     )
     module.learn_sequences(("a", "b"))
