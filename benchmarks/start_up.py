@@ -36,7 +36,8 @@ def quickstart(target: float) -> dict[str, Any]:
     """Train it on the CPU; seconds of training, whole and until its test views first reached the target, and PSNR."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
-        words = ["--config-name", "quickstart", f"exp_dir={folder}", "test_interval=1"]
+        every_epoch = "training_loop_ImplicitronTrainingLoop_args.test_interval=1"
+        words = ["--config-name", "quickstart", f"exp_dir={folder}", every_epoch]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, "-m", "nerf_trainer.experiment", *words]
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)

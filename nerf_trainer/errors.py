@@ -96,11 +96,16 @@ def require_at_least(name: str, value: int, least: int) -> None:
 
 
 def keyed_line(key: str, message: str) -> str:
-    """``key: message`` on one line, short enough for a command to print it after ``error: ``."""
+    """``key: message`` on one line, short enough for a command to print it after ``error: ``.
+
+    Of a longer message what it ends with stays, which says what to do.
+    """
     message = " ".join(message.split())
     room = max(40, MAX_LINE - len("error: ") - len(key) - len(": "))
     if len(message) > room:
-        message = f"{message[: room - 4]} ..."
+        _, mark, end = message.rpartition("; ")
+        end = mark + end if mark and len(mark + end) <= room // 2 else ""
+        message = f"{message[: room - 4 - len(end)]} ...{end}"
     return f"{key}: {message}" if key else message
 
 
