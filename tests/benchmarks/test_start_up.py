@@ -37,9 +37,8 @@ def test_training_seconds_count_until_the_quality_is_first_reached(tmp_path, mon
     monkeypatch.setattr(start_up.subprocess, "run", run)
     start_up.main(["--repeats", "2", "--out", str(tmp_path), "--commit", "none"])
     assert [command[1:] for command in commands[:4]] == [["--help"]] * 2 + [["--cfg", "job"]] * 2
-    assert (
-        commands[4][-1] == "training_loop_ImplicitronTrainingLoop_args.test_interval=1"
-    )  # without a look after each epoch nothing is known but the end
+    # Without a look after each epoch nothing is known but the end.
+    assert commands[4][-1] == "training_loop_ImplicitronTrainingLoop_args.test_interval=1"
     record = json.loads((tmp_path / "start_up.json").read_text())
     assert record["quickstart_train_s"] == pytest.approx(33.0) and record["quickstart_psnr"] == psnr[-1]
     assert record["quickstart_steps"] == 100
