@@ -59,8 +59,6 @@ test: $(INSTALLED_DEV) ## Run every test that this machine can run
 
 # How much of the table of faults runs: quick, tenth or full.
 FAULTS ?= full
-# These tests wait for processes as often as they compute: one runs more than there are processors.
-test-faults: IN_PARALLEL := -n $(shell expr $$(nproc) + 1) --maxprocesses 8 --dist worksteal
 test-faults: $(INSTALLED_DEV) ## Kill, starve and mislead runs as often as the table of faults asks (FAULTS=tenth: a tenth of it)
 	NERF_TRAINER_FAULTS=$(FAULTS) $(BIN)/python -m pytest $(IN_PARALLEL) --durations=30 tests/faults $(PYTEST_ARGS)
 
