@@ -42,7 +42,7 @@ _OWN_TIME = 10.0
 """Seconds in which this process may find out by itself that another failed, before it is ended."""
 _FEW_SECONDS = 2.0
 
-_BACKENDS = re.compile(r"\bgloo\b|\bnccl|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE)
+_BACKENDS = re.compile(r"\bgloo\b|\bnccl|Connection (closed|reset|refused)|Broken pipe|pair closure", re.IGNORECASE)
 _TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)
 
 _run_numbers = itertools.count()

@@ -40,6 +40,7 @@ def says(watch: Any, rank: int, ago: float = 0.0, **sign: Any) -> None:
     ("text", "between"),
     [
         ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1", True),
+        ("Application timeout caused pair closure", True),  # what gloo says of a stuck process where it was busy
         ("NCCL communicator was aborted on rank 0", True),
         ("The size of tensor a (3) must match the size of tensor b (4)", False),
     ],
