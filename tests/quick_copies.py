@@ -2,8 +2,8 @@
 
 OmegaConf copies a configuration with `copy.deepcopy` for every node, for the metadata of every node and for each of
 their attributes; Hydra lets it do so some fifty times for one command line. Here the same is made directly. That
-nothing is lost, and nothing shared that can change, is shown in tests/test_quick_copies.py; processes that tests start
-run without this.
+nothing is lost, and nothing shared that can change, is shown in tests/test_quick_copies.py. Processes that tests start
+run without this, unless the nursery of tests/faults forks them.
 """
 
 import copy

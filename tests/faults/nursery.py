@@ -10,10 +10,12 @@
 The forking process runs with one thread and without the test run's shape checks. Before the first fork it has imported
 what a training imports, and made the schema; nothing that a run changes is touched there: no random state, no handler
 of a signal or of logging. A child is what the command is: its own process group, its own output files, the exit code
-that the command ends with. Two things differ, and both can be asked for as they are:
+that the command ends with. Three things differ, to be done sooner:
 
-- curves are not drawn (`draws=True`), which takes longer than a tiny run;
-- with `composes_once`, children whose words differ in exp_dir alone share what Hydra composed (see `composed.py`).
+- curves are not drawn, which takes longer than a tiny run, unless `draws=True` asks for them;
+- where `composes_once` asks for it, children whose words differ in exp_dir alone share what Hydra composed (see
+  `composed.py`);
+- configurations are copied as `quick_copies.py` does it.
 
 For training runs see `run_kit.py`.
 """
@@ -243,6 +245,7 @@ def _serve(modules: list[str]) -> None:
     torch.set_num_threads(1)
     for module in (*modules, *LATE):
         importlib.import_module(module)
+    importlib.import_module("tests.quick_copies").install()
     importlib.import_module("tests.faults.composed").make_ready()
     gc.collect()
     gc.freeze()  # a child's collections need not walk through, and so copy, what is there before it
