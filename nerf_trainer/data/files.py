@@ -323,24 +323,58 @@ def parse_json(content: bytes, path: Path) -> JsonNode:
         DataError: it is no such JSON.
     """
 
-    def refuse_constant(name: str) -> float:
-        raise ValueError(f"{name} is no JSON number")
+    faults: list[_Fault] = []
 
-    def refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        members = dict(pairs)
-        if len(members) != len(pairs):
-            twin = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise ValueError(f"the key {twin[:40]!r} stands twice in one object")
-        return members
+    def constant(name: str) -> _Fault:
+        faults.append(_Fault("a finite number", name))
+        return faults[-1]
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Fault:
+        found = dict(pairs)
+        if len(found) == len(pairs):
+            return found
+        twin = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        faults.append(_Fault("every key once in an object", f"the key {shown(twin[:40])!r} twice"))
+        return faults[-1]
 
     try:
         text = content.decode("utf-8")
         if text.startswith("\ufeff"):
             raise ValueError("the file starts with a byte order mark; save it as UTF-8 without one")
-        value = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=refuse_twins)
+        value = json.loads(text, parse_constant=constant, object_pairs_hook=members)
     except RecursionError as error:
         raise DataError(f"{shown(path)}: found arrays nested too deep, expected a scene; export it again") from error
     except ValueError as error:
         problem = shown(str(error)[:160])
         raise DataError(f"{shown(path)}: expected JSON, found: {problem}; fix the file or export it again") from error
+    if faults:
+        raise _first_fault(value, path)
     return JsonNode(value, path)
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Stands in JSON where something is that JSON has not."""
+
+    expected: str
+    found: str
+
+
+_INNER = (list, dict, _Fault)
+"""What may be, or have within, a fault."""
+
+
+def _first_fault(value: Any, path: Path) -> DataError:
+    """The error that says where the first fault stands in a document that has some."""
+    left: list[tuple[str, Any]] = [("", value)]
+    while left:
+        place, here = left.pop()
+        if isinstance(here, _Fault):
+            return JsonNode(None, path, place).wrong(here.expected, here.found)
+        if isinstance(here, list):
+            inner = [(f"{place}[{i}]", member) for i, member in enumerate(here) if isinstance(member, _INNER)]
+        else:
+            named = ((key, member) for key, member in here.items() if isinstance(member, _INNER))
+            inner = [(f"{place}.{shown(key[:40])}".removeprefix("."), member) for key, member in named]
+        left += reversed(inner)
+    raise AssertionError("called for a document without faults")

@@ -25,9 +25,14 @@ from nerf_trainer.errors import DataError
     [
         (b'{"frames": [', "Expecting value"),
         (b'\xef\xbb\xbf{"frames": []}', "byte order mark"),
-        (b'{"a": NaN}', "NaN is no JSON number"),
-        (b'{"a": -Infinity}', "-Infinity is no JSON number"),
-        (b'{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+        (b'{"a": NaN}', ": a: expected a finite number, found NaN"),
+        (b"-Infinity", "_train.json: expected a finite number, found -Infinity"),
+        (
+            b'{"f": [1, {"m": [[0, 1], [2, Infinity, NaN]]}, NaN]}',
+            ": f[1].m[1][1]: expected a finite number, found Infinity",
+        ),
+        (b'{"a": 1, "b": 2, "a": 3}', "_train.json: expected every key once in an object, found the key 'a' twice"),
+        (b'{"f": [{}, {"a\\u0000": NaN, "a\\u0000": 3}]}', ": f[1]: expected every key once"),
         (b"[" * 100_000, "nested too deep"),
         (b'{"a": "\xff"}', "can't decode"),
         (b"", "an empty file"),
