@@ -306,12 +306,15 @@ class AdaptiveRaySampler(PinholeRaySampler):
 
 @registry.register
 class NearFarRaySampler(PinholeRaySampler):
-    """Samples between two fixed distances from the camera."""
+    """Samples between two distances from the camera, the same for all views but for `begin_at_camera_bounds`."""
 
     min_depth: float = 0.1
     """Distance of the first sample, world units."""
     max_depth: float = 8.0
     """Distance of the last sample, world units."""
+    begin_at_camera_bounds: bool = False
+    """Begin at a camera's own nearest depth where the dataset knows it (COLMAP's points, LLFF), if that is farther than
+    `min_depth`: at that distance along every ray, which is nearer than the depth where a ray is oblique."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -325,9 +328,26 @@ class NearFarRaySampler(PinholeRaySampler):
                 " n_pts_per_ray_evaluation are 1 and no cones are cast)"
             )
 
+    def learn_views(self, views: Callable[[], Cameras]) -> None:
+        """Nothing is kept.
+
+        Raises:
+            ConfigError: a view's nearest depth lies behind `max_depth`.
+        """
+        if not self.begin_at_camera_bounds:
+            return
+        bounds = views().bounds
+        if bounds is not None and (nearest := bounds[:, 0].max().item()) >= self.max_depth:
+            raise ConfigError(
+                f"max_depth: {self.max_depth}, but a view sees nothing nearer than {nearest:.4g}; raise max_depth, or"
+                " set begin_at_camera_bounds: false"
+            )
+
     def bounds(
         self, cameras: Cameras, camera_index: Int[Tensor, "*rays"]
     ) -> tuple[Float[Tensor, "*rays"], Float[Tensor, "*rays"]]:
         shape = camera_index.shape
-        near = torch.full(shape, self.min_depth, device=cameras.device)
-        return near, torch.full(shape, self.max_depth, device=cameras.device)
+        far = torch.full(shape, self.max_depth, device=cameras.device)
+        if self.begin_at_camera_bounds and cameras.bounds is not None:
+            return cameras.bounds[:, 0].clamp(self.min_depth, self.max_depth)[camera_index], far
+        return torch.full(shape, self.min_depth, device=cameras.device), far

@@ -9,7 +9,7 @@ from nerf_trainer.cameras.cameras import Cameras
 from nerf_trainer.config import registry
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.rays.camera_bounds import CameraBoundsRaySampler
-from nerf_trainer.rays.samplers import RaySamplerBase
+from nerf_trainer.rays.samplers import NearFarRaySampler, RaySamplerBase
 from tests.scene_kit import orbit
 
 
@@ -61,3 +61,23 @@ def test_views_without_bounds_are_refused() -> None:
 def test_factors_that_make_no_sense(options: dict) -> None:
     with pytest.raises(ConfigError, match="near_factor, far_factor: "):
         CameraBoundsRaySampler(**options)
+
+
+def test_a_nearest_depth_behind_the_farthest_distance_is_refused() -> None:
+    options = {"min_depth": 0.5, "max_depth": 1.8}
+    NearFarRaySampler(**options).learn_views(bounded)
+    NearFarRaySampler(begin_at_camera_bounds=True, **options).learn_views(lambda: orbit(2))
+    with pytest.raises(ConfigError, match=r"max_depth: 1\.8, but a view sees nothing nearer than 2;"):
+        NearFarRaySampler(begin_at_camera_bounds=True, **options).learn_views(bounded)
+
+
+def test_rays_between_two_distances_may_begin_at_the_views_own_nearest_depths() -> None:
+    options = {"min_depth": 1.5, "max_depth": 8.0, "n_pts_per_ray_evaluation": 3}
+    rays = NearFarRaySampler(begin_at_camera_bounds=True, **options).grid(bounded(), (2, 2))
+    torch.testing.assert_close(rays.near, torch.tensor([2.0, 1.5])[:, None, None].expand(2, 2, 2))
+    assert (rays.far == 8.0).all()
+    for sampler, cameras in (
+        (NearFarRaySampler(begin_at_camera_bounds=True, **options), orbit(2)),
+        (NearFarRaySampler(**options), bounded()),
+    ):
+        assert (sampler.grid(cameras, (2, 2)).near == 1.5).all()
