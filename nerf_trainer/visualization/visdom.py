@@ -112,14 +112,14 @@ class VisdomClient:
 
         self._put(env, window, message)
 
-    def close(self, wait_seconds: float = TIMEOUT_SECONDS) -> None:
+    def close(self, wait_seconds: float | None = None) -> None:
         """Let what waits be sent, for so long at most, and not to a server that just failed; what comes later is
-        dropped."""
+        dropped. `TIMEOUT_SECONDS` where no time is given."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         if self._thread.ident is not None and not self.resting:
-            self._thread.join(wait_seconds)
+            self._thread.join(TIMEOUT_SECONDS if wait_seconds is None else wait_seconds)
 
     def _put(self, env: str, window: str, message: Callable[[], dict[str, Any]]) -> None:
         """Leave a window's content to the thread. The lock is never held while anything is sent."""

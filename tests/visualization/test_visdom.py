@@ -305,7 +305,14 @@ def no_drawing(monkeypatch):
     monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", lambda history, folder: ())
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """A busy machine's server may take longer than a run waits for it at its end."""
+    monkeypatch.setattr(visdom, "TIMEOUT_SECONDS", 120.0)
+
+
 @pytest.mark.parametrize("interval", [0, 3])
+@pytest.mark.usefixtures("patient")
 def test_a_training_shows_its_curves_whether_or_not_pictures_are_asked_for(tmp_path, interval):
     with server() as (port, got):
         train(tmp_path / "my_run", port, visualize_interval=interval)
@@ -315,6 +322,7 @@ def test_a_training_shows_its_curves_whether_or_not_pictures_are_asked_for(tmp_p
     assert by_split == {"train": [2, 4, 6, 8], "val": [4, 8]}
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_resumed_training_shows_its_earlier_curve(tmp_path):
     with server() as (port, got):
         train(tmp_path, port)
