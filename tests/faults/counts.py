@@ -33,10 +33,10 @@ class Fault:
     n_passed: int = 0
     """How many passed so far."""
 
-    def times(self, of_table: int, quick: int) -> int:
-        """How many times to run: `of_table` at full, a tenth of it (at least `quick`) in CI, `quick` in `make test`."""
+    def times(self, of_table: int, quick: int, tenth: int = 0) -> int:
+        """How many times to run: `of_table` at full, `quick` in `make test`; in CI a tenth, no less than the others."""
         self.n_of_table = of_table
-        self.n_asked = {"quick": quick, "tenth": max(quick, -(-of_table // 10)), "full": of_table}[level()]
+        self.n_asked = {"quick": quick, "tenth": max(quick, tenth, -(-of_table // 10)), "full": of_table}[level()]
         return self.n_asked
 
     def passed(self, n: int = 1) -> None:

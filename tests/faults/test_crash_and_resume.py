@@ -106,7 +106,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.fault(row=1)
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(
+    "part", [0, 1, *(pytest.param(part, marks=pytest.mark.fault(row=1, long=True)) for part in range(2, PARTS))]
+)
 def test_killed_at_random_moments_the_same_command_goes_on(
     nursery: Nursery, tmp_path: Path, uninterrupted: Path, fault: Fault, part: int
 ):
@@ -160,7 +162,7 @@ SHUFFLED_ARGS = f"{LOADER_MAP}_SimpleDataLoaderMapProvider_args"
 
 
 @pytest.mark.fault(row=12)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.fault(row=12, long=True)), 2])
 def test_resumed_within_an_epoch_it_sees_the_same_batches(nursery: Nursery, tmp_path: Path, fault: Fault, workers: int):
     """Images in shuffled passes; each step notes what it was given, by the images' paths."""
     words = (

@@ -79,9 +79,10 @@ def test_a_process_stops_when_its_launcher_is_gone(tmp_path: Path, name: str, nu
     "typed",
     [
         "nohup {work} >/dev/null 2>&1 & wait",
-        "{work} & disown; wait",
-        "setsid {work} & wait",
-        "(trap '' HUP; {work}); :",
+        *(
+            pytest.param(typed, marks=pytest.mark.fault(row=19, long=True))
+            for typed in ("{work} & disown; wait", "setsid {work} & wait", "(trap '' HUP; {work}); :")
+        ),
     ],
 )
 def test_a_process_outlives_the_shell_that_started_it(tmp_path: Path, typed: str):

@@ -202,7 +202,7 @@ def refused(child: Child, code: int) -> None:
 @pytest.mark.fault(row=57)
 def test_runs_are_not_continued_from_pickles(fault: Fault, nursery: Nursery, trained: Path, sentinel: Path):
     attacks = (*OF_MODELS, *OF_TRAININGS)
-    n, made = fault.times(len(attacks), quick=4), payloads(sentinel)
+    n, made = fault.times(len(attacks), quick=2, tenth=4), payloads(sentinel)
     for i in range(n):
         attack = attacks[i * 5 % len(attacks)]
         run = spoiled(trained, sentinel.with_name(f"run_{i}"), attack, made[i % len(made)])
@@ -217,7 +217,7 @@ def watched(sentinel: Path) -> dict[str, str]:
 
 @pytest.mark.fault(row=57)
 def test_runs_are_not_shown_from_pickles(fault: Fault, nursery: Nursery, trained: Path, sentinel: Path):
-    n, made = fault.times(6, quick=2), payloads(sentinel)
+    n, made = fault.times(6, quick=1, tenth=2), payloads(sentinel)
     for i in range(n):
         attack = OF_MODELS[(i * 4 + 1) % len(OF_MODELS)]
         run = spoiled(trained, sentinel.with_name(f"run_{i}"), attack, made[-i])
@@ -240,7 +240,7 @@ BESIDE = (
 @pytest.mark.fault(row=57)
 def test_what_lies_beside_checkpoints_is_not_unpickled(fault: Fault, nursery: Nursery, trained: Path, sentinel: Path):
     """Statistics and the like: a run that goes on does without them, or ends with 4."""
-    n, made = fault.times(len(BESIDE), quick=2), payloads(sentinel)
+    n, made = fault.times(len(BESIDE), quick=1, tenth=2), payloads(sentinel)
     for i in range(n):
         run = shutil.copytree(trained, sentinel.with_name(f"run_{i}"))
         (run / BESIDE[i]).write_bytes(pickle.dumps(made[i]))

@@ -92,7 +92,7 @@ def test_a_process_that_raises_ends_the_job(nursery: Nursery, folder: Path, faul
         fault.passed()
 
 
-@pytest.mark.fault(row=46)
+@pytest.mark.fault(row=46, long=True)
 def test_a_stuck_process_is_waited_for_as_long_as_was_said(nursery: Nursery, folder: Path, fault: Fault) -> None:
     """They wait at the same time; but they begin one after the other, for that too has to happen within the limit."""
     n, seconds, runs = fault.times(5, quick=1), 10, []
@@ -172,7 +172,7 @@ def test_an_evaluation_is_the_same_on_one_two_and_three_processes(
     assert json.loads(found[0][0])[0]["n_views"] == N_TEST_VIEWS
 
 
-@pytest.mark.fault(row=47)
+@pytest.mark.fault(row=47, long=True)
 def test_a_killed_evaluation_leaves_the_results_that_were_there(
     nursery: Nursery, to_test: tuple[Path, tuple[str, ...]], tmp_path: Path, fault: Fault
 ) -> None:
@@ -223,7 +223,7 @@ def test_processes_draw_other_rays_and_each_the_same_again(nursery: Nursery, fol
 
 
 @pytest.mark.fault(row=50)
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, pytest.param(3, marks=pytest.mark.fault(row=50, long=True))])
 def test_another_number_of_processes_goes_on_with_a_notice(
     nursery: Nursery, folder: Path, fault: Fault, n: int
 ) -> None:

@@ -21,6 +21,7 @@ WORDS = (
     f"{LOOP}.visdom_port=1",
     f"{LOOP}.visualize_interval=2",
 )
+LONG = pytest.mark.fault(row=61, long=True)
 HYDRAS = ("hydra.output_subdir=.hydra", "hydra.run.dir=${exp_dir}")
 """Let Hydra write its own files too, which it does not unless asked to."""
 
@@ -82,11 +83,10 @@ def test_a_sweep_whose_jobs_fail_keeps_no_secret(fault: Fault, nursery: Nursery,
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        ((f"{LOOP}.visdom_server='ftp://somebody:{TAKEN}@127.0.0.1'",), 2),
-        (("data_source_ImplicitronDataSource_args.dataset_map_provider_BlenderDatasetMapProvider_args"
-          f".base_dir='/nowhere/{TAKEN}'",), 3),
+        pytest.param((f"{LOOP}.visdom_server='ftp://somebody:{TAKEN}@127.0.0.1'",), 2, marks=LONG, id="bad address"),
+        pytest.param(("data_source_ImplicitronDataSource_args.dataset_map_provider_BlenderDatasetMapProvider_args"
+          f".base_dir='/nowhere/{TAKEN}'",), 3, id="no data"),
     ],
-    ids=["bad address", "no data"],
 )  # fmt: skip
 def test_a_run_that_fails_keeps_no_secret(
     fault: Fault, nursery: Nursery, tmp_path: Path, words: tuple[str, ...], code: int

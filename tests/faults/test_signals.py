@@ -107,7 +107,14 @@ def interrupted(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.mark.fault(row=17)
-@pytest.mark.parametrize(("number", "n"), [(signal.SIGTERM, 17), (signal.SIGUSR1, 17), (signal.SIGUSR2, 16)])
+@pytest.mark.parametrize(
+    ("number", "n"),
+    [
+        (signal.SIGTERM, 17),
+        pytest.param(signal.SIGUSR1, 17, marks=pytest.mark.fault(row=17, long=True)),
+        pytest.param(signal.SIGUSR2, 16, marks=pytest.mark.fault(row=17, long=True)),
+    ],
+)
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_end(
     interrupted: Interrupted, tmp_path: Path, fault: Fault, number: signal.Signals, n: int
 ):

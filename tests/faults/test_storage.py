@@ -123,7 +123,7 @@ def test_no_room_for_a_checkpoint_costs_that_one_alone(
     tiny(tmp_path / "undisturbed").run()
     whole = final(tmp_path / "undisturbed")
     largest = max(len(data) for name, data in whole.items() if isinstance(data, bytes))
-    n = fault.times(CASES, quick=3)
+    n = fault.times(CASES, quick=2, tenth=3)
     for i in range(n):
         with monkeypatch.context() as patch:
             messages = starve(patch, {3: room(i * (largest - 4096) // max(1, n - 1))})
@@ -202,7 +202,7 @@ def test_the_command_ends_with_6_and_one_line(fault: Fault, nerf_runner: Typed, 
     fault.passed()
 
 
-@pytest.mark.fault(row=22)
+@pytest.mark.fault(row=22, long=True)
 def test_a_disk_that_is_full_from_the_start_is_said_on_a_line(
     request: pytest.FixtureRequest, fault: Fault, nerf_runner: Typed, tmp_path: Path
 ):
@@ -252,7 +252,7 @@ def test_no_room_for_the_log_costs_lines_of_it(
     options = {"metric_print_interval": 1, "max_epochs": 8, "validation_interval": 0}
     tiny(tmp_path / "undisturbed", **options).run()
     whole, result = logged(tmp_path / "undisturbed"), final(tmp_path / "undisturbed")
-    n = fault.times(CASES, quick=3)
+    n = fault.times(CASES, quick=1, tenth=3)
     append = MetricsLog.append
     for i in range(n):
 
@@ -347,7 +347,7 @@ def test_no_room_for_the_curves_is_said_once(
     monkeypatch.setattr("nerf_trainer.training.stats.draw_train_stats", draw_train_stats)
     monkeypatch.setattr("nerf_trainer.training.stats.SECONDS_BETWEEN_PLOTS", -1.0)
     with files_no_larger_than(3000):
-        tiny(tmp_path, max_epochs=3, store_checkpoints=False).run()
+        tiny(tmp_path, max_epochs=1, store_checkpoints=False).run()
     assert capsys.readouterr().out.count("the curves could not be drawn") == 1
     assert (tmp_path / "train_stats.png").read_bytes() == b"the old one"
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".train_stats")]

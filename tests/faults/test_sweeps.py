@@ -129,7 +129,7 @@ def test_two_launches_on_one_host_do_not_meet(tmp_path: Path, fault: Fault) -> N
 @pytest.mark.fault(row=53)
 def test_a_job_whose_machine_is_taken_away_is_queued_again(nursery: Nursery, tmp_path: Path, fault: Fault) -> None:
     """With submitit's environment, and a handler of the signal such as submitit's."""
-    n_steps, chance = 24, random.Random(53)
+    n_steps, chance = 12, random.Random(53)
     words = (*TINY, *WORDS, f"{LOOP}.checkpoint_interval=0", f"max_epochs={n_steps // 4}", "-m", "seed=5")
     assert nursery.run(*words, f"exp_dir={tmp_path / 'whole'}", **ENVIRONMENT).code == 0
     whole = tmp_path / "whole" / "0"

@@ -57,6 +57,8 @@ class Clock:
         monkeypatch.setattr(kind, name, watched)
 
 
+LONG_TEST = pytest.mark.fault(row=59, long=True)
+"""At quick a server that never answers and one that dies; tests/visualization/test_visdom.py has the others."""
 LONG = {"max_epochs": 40, "metric_print_interval": 8, "visualize_interval": 8}
 
 
@@ -67,7 +69,9 @@ def weights_without(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.fault(row=59)
-@pytest.mark.parametrize("kind", [refusing, blackhole, tarpit, failing, dying])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(kind, marks=LONG_TEST) for kind in (refusing, blackhole, failing)), tarpit, dying]
+)
 def test_no_server_changes_a_training(
     fault: Fault,
     tmp_path: Path,
@@ -140,7 +144,13 @@ def test_no_word_opens_it_to_others(
 
 
 @pytest.mark.fault(row=60)
-@pytest.mark.parametrize("address", ["http://somebody:{}@127.0.0.1", "ftp://somebody:{}@127.0.0.1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        pytest.param("http://somebody:{}@127.0.0.1", marks=pytest.mark.fault(row=60, long=True)),
+        "ftp://somebody:{}@127.0.0.1",
+    ],
+)
 def test_a_password_in_an_address_is_not_logged(
     fault: Fault, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
