@@ -32,7 +32,8 @@ ADDITIONS_PER_S = 150e9
 LAYOUTS = {
     "8x4": HashLevels(n_levels=8, n_features=4),
     "16x2": HashLevels(n_levels=16, n_features=2),
-    "ngp_blender": HashLevels(n_levels=16, n_features=2, log2_table_size=20, finest_resolution=512),
+    "ngp_blender": HashLevels(n_levels=8, n_features=4, log2_table_size=20, finest_resolution=384),
+    "ngp_blender, 16x2": HashLevels(n_levels=16, n_features=2, log2_table_size=20, finest_resolution=384),
 }
 
 
@@ -136,7 +137,7 @@ def measure_beside(n: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=100, help="counted calls of each")
-    parser.add_argument("--together", type=int, nargs="+", default=[2], help="levels of a kernel's program: 1, 2, 4")
+    parser.add_argument("--together", type=int, nargs="+", default=[4], help="levels of a kernel's program: 1, 2, 4")
     add_options(parser)
     options = parser.parse_args()
     from nerf_trainer.ops.kernels import hash_encode as of_triton  # here, where Triton is asked for

@@ -2,13 +2,15 @@
 
     python -m benchmarks.ngp_step --steps 500
     python -m benchmarks.ngp_step --steps 500 --capture eager --kernels torch
+    BLENDER_DATASET_ROOT=/data BLENDER_SINGLESEQ_CLASS=lego python -m benchmarks.ngp_step --scene own --train 5000
 
 The step is the trainer's own: rays drawn from a resident scene, the march, packed samples through encoding and
 networks, compositing, losses, backward, gradient norm, Adam, and the update of the occupancy grid before every
 sixteenth step, which the times of steps in a row contain. The scene is a ball with a pattern of eight octaves, seen by
-100 cameras; the grid has found it before steps are counted (`--train`). Samples a second are those that were used, not
-the places of the row. Parts are timed by themselves, each as a graph that is replayed, so that they are times of the
-device; backward is what forward and backward take together less the forward.
+100 cameras, or the recipe's own; the grid has found it before steps are counted (`--train`). Samples a second are those
+that were used, not the places of the row. Parts are timed by themselves, each as a graph that is replayed, so that they
+are times of the device; backward is what forward and backward take together less the forward. `--profile` prints the
+kernels of a step.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from benchmarks.methods import composed
 from benchmarks.nerf_step import scene
 from benchmarks.record import add_options, passport, write
 from benchmarks.render_view import SCENE
+from benchmarks.step_ops import profiled, show_kernels
 from benchmarks.timing import fresh_memory, peak_gib, step_times, summary
 from nerf_trainer.config import build
 from nerf_trainer.experiment import Experiment
@@ -67,10 +70,21 @@ def ball(device: torch.device) -> FrameData:
     return FrameData(cameras=cameras, pixels=PixelStore.from_images(images)).to(device)
 
 
+def own_views(experiment: Experiment, device: torch.device) -> FrameData:
+    """The training views of the recipe's data, resident."""
+    _, loaders = experiment.data_source.get_datasets_and_dataloaders()
+    if loaders.train is None:
+        raise SystemExit("--scene own: the data has no views to train on")
+    loaders.train.place(device, 0)
+    return next(iter(loaders.train.steps(0)))
+
+
 class Training:
     """Steps as a training takes them."""
 
-    def __init__(self, words: Sequence[str], precision: Precision, captured: bool, kernels: Kernels) -> None:
+    def __init__(
+        self, words: Sequence[str], precision: Precision, captured: bool, kernels: Kernels, views: str = "ball"
+    ) -> None:
         self.runtime = Runtime(precision=precision, kernels=kernels)
         os.environ.update({name: os.environ.get(name, value) for name, value in SCENE.items()})
         config = OmegaConf.create(composed(["--config-name", "ngp_blender", *words], dict(os.environ)))
@@ -79,7 +93,7 @@ class Training:
         if not isinstance(model, OverfitModel):
             raise SystemExit(f"model_class_type: found {type(model).__name__}, expected OverfitModel")
         self.model = model
-        self.frames = ball(self.runtime.device)
+        self.frames = ball(self.runtime.device) if views == "ball" else own_views(experiment, self.runtime.device)
         self.model.learn_views(lambda: self.frames.cameras.to("cpu"))
         self.model = self.model.to(self.runtime.device).train()
         seed_streams(self.model, 0)
@@ -233,12 +247,14 @@ def measured(
 ) -> Iterator[dict[str, Any]]:
     """One row of the record, then with the times of parts."""
     fresh_memory()
-    training = Training(options.words, precision, captured, kernels)
+    training = Training(options.words, precision, captured, kernels, options.scene)
     row = {"precision": precision.value, "captured": captured, "kernels": kernels.value}
     row |= timed(training, options.train, options.steps)
     if captured and not training.step.is_captured:
         raise SystemExit("\n".join(training.said) or "step: eager, for there is no GPU; give --capture eager")
     yield row
+    if options.profile:
+        show_kernels(profiled(training.take, options.profile), n_shown=60)
     if torch.cuda.is_available() and training.model.capturable:
         yield {**row, "parts_us": parts(training, options.steps)}
 
@@ -252,9 +268,12 @@ def main() -> None:
     parser.add_argument("--capture", choices=list(WAYS), default="both", help="ways to run a step")
     parser.add_argument("--kernels", nargs="+", default=["auto"], help="auto, triton, torch: any of them")
     parser.add_argument("--name", default="ngp_step", help="name of the record")
+    parser.add_argument("--scene", choices=("ball", "own"), default="ball", help="a ball, or the recipe's own data")
+    parser.add_argument("--profile", type=int, default=0, help="print the kernels of so many more steps, on a GPU")
     add_options(parser)
     options = parser.parse_args()
     record: dict[str, Any] = {"benchmark": "ngp_step", **passport(options.commit), "words": options.words}
+    record |= {"scene": options.scene, "train": options.train, "steps": options.steps}
     record["rows"] = rows = []
     for name in options.precision:
         for kernels in options.kernels:

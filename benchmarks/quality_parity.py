@@ -6,7 +6,7 @@
 
 Every run is nerf_runner in a process of its own. The exact way is eager float32; the fast one is captured, in bf16.
 Each tests in the precision that it trains in. A run at a time on each of --gpus, else two side by side: nothing here is
-a time. A record of the same settings keeps its runs of other seeds, so that seeds may come in several calls.
+a time. A record of the same settings keeps its other runs, so that seeds and ways may come in several calls.
 """
 
 import argparse
@@ -41,7 +41,8 @@ def train(way: str, seed: int, gpu: int | None, options: argparse.Namespace) -> 
     environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
     nerf_runner(*words, log=folder.with_suffix(".log"), environment=environment)
     n_views, metrics = scores(folder)
-    return {"way": way, "seed": seed, "n_views": n_views, "psnr": round(metrics[METRIC], 4)}
+    by = {name: value for name, value in passport(options.commit).items() if name in ("date", "commit")}
+    return {"way": way, "seed": seed, "n_views": n_views, "psnr": round(metrics[METRIC], 4), **by}
 
 
 def compared(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -65,6 +66,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-name", default="nerf_blender", help="the recipe, on a scene in Blender format")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ways", choices=list(WAYS), nargs="+", default=list(WAYS), help="which to take")
     parser.add_argument("--testskip", type=int, default=1, help="test every so many-th view")
     parser.add_argument("--gpus", type=int, nargs="+", default=None, help="that runs take turns on")
     parser.add_argument("--name", default="quality_parity", help="of the record")
@@ -79,12 +81,12 @@ def main(arguments: list[str] | None = None) -> None:
     options.runs.mkdir(parents=True, exist_ok=True)
     settings = {"recipe": options.config_name, "steps": options.steps, "testskip": options.testskip}
     settings |= {"ways": WAYS, "words": options.words}
+    left = [(way, seed) for seed in reversed(options.seeds) for way in reversed(options.ways)]
+    left.sort(key=lambda run: run[0] == "exact")  # those that take longest are taken first, from the end
     kept, before = [], earlier(options.name, options.out)
     if all(before.get(name) == value for name, value in settings.items()):
-        kept = [run for run in before["runs"] if run["seed"] not in options.seeds]
+        kept = [run for run in before["runs"] if (run["way"], run["seed"]) not in left]
     record: dict[str, Any] = {"benchmark": "quality_parity", **passport(options.commit), **settings, "runs": kept}
-    left = [(way, seed) for seed in reversed(options.seeds) for way in reversed(WAYS)]
-    left.sort(key=lambda run: run[0] == "exact")  # those that take longest are taken first, from the end
     lock, failures = threading.Lock(), []
 
     def work(gpu: int | None) -> None:

@@ -47,6 +47,10 @@ class Numbers:
         """The peers' steps."""
         return self._read("peers_classic") or {"rows": []}
 
+    def peers_in_turns(self) -> list[dict[str, Any]]:
+        """The records of benchmarks.peers, a peer each."""
+        return [json.loads(path.read_text()) for path in sorted(self._folder.glob("peer_*.json"))]
+
     @cached_property
     def peers_quality(self) -> dict[str, Any]:
         """The peers' PSNR against seconds."""
@@ -102,14 +106,19 @@ class Numbers:
             seconds = [run.get(kind, {}).get(str(target)) for run in self.runs(recipe)]
             reached = [value for value in seconds if value is not None]
             if reached and len(reached) == len(seconds):
-                apart = f" ({min(reached):.1f} to {max(reached):.1f})" if len(reached) > 1 else ""
-                found[target] = f"{statistics.median(reached):.1f}{apart}"
+                first, last = f"{min(reached):.1f}", f"{max(reached):.1f}"
+                found[target] = f"{statistics.median(reached):.1f}" + (f" ({first} to {last})" if first != last else "")
         return found
 
     def waits(self, recipe: str, what: str) -> str | None:
         """Seconds of `outside_training` or `capture_and_compilation`, with an empty cache of kernels and a full one."""
         waits = (self._read(f"time_to_quality_{recipe}") or {}).get("waits")
         return None if waits is None else " / ".join(f"{waits[name][what]:.1f}" for name in ("cold", "warm"))
+
+    def from_process_start(self, recipe: str, target: int) -> str | None:
+        """Seconds from the process's start to a PSNR, evaluation left out: with an empty or a full cache of kernels."""
+        found = (self._read(f"time_to_quality_{recipe}") or {}).get("from_process_start", {}).get(str(target))
+        return None if found is None else " / ".join(f"{found[name]:.1f}" for name in ("cold", "warm"))
 
     def peer_seconds(self, who: str, target: float) -> str:
         """Seconds of a peer's first point with at least this PSNR."""

@@ -11,7 +11,7 @@ by itself, is counted by `--profile` alone. An operation of the backward stands 
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -113,14 +113,19 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def profile(setting: Setting, n_warmup: int, n_steps: int) -> list[dict[str, Any]]:
-    """The kernels of a step on a GPU, most time first: launches a step and microseconds a step."""
+    """The kernels of a step of the classic NeRF."""
     training = Training(setting)
     for _ in range(n_warmup):
         training.take()
+    return profiled(training.take, n_steps)
+
+
+def profiled(take: Callable[[], object], n_steps: int) -> list[dict[str, Any]]:
+    """The kernels of a step on a GPU, most time first: launches a step and microseconds a step."""
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(n_steps):
-            training.take()
+            take()
         torch.cuda.synchronize()
     kernels = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
     return [

@@ -179,7 +179,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"{LOOP}.metric_print_interval=50",
     ]
     record: dict[str, Any] = {"benchmark": "time_to_quality", **passport(options.commit), "metric": options.metric}
-    record["command"] = " ".join(["nerf_runner", *words])
+    n_epochs = -(-options.steps // options.epoch)
+    record["command"] = " ".join(["nerf_runner", *words, f"max_epochs={n_epochs}", "seed=SEED"])
     name = options.name or f"time_to_quality_{options.config_name}"
     record["runs"] = []
     for seed in options.seeds:

@@ -65,6 +65,8 @@ def main() -> None:
         record |= speed(options.exp_dir / "metrics.jsonl")
         tested = options.exp_dir / "results_test.json"
         record["test"] = json.loads(tested.read_text()) if tested.exists() else None
+        for row in record["test"] or []:
+            row.pop("lpips_missing", None)  # names folders of the machine
         record["status"] = json.loads((options.exp_dir / "status.json").read_text())
         print("written to", write(options.name, record, options.out), flush=True)
 

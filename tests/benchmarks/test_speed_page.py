@@ -28,6 +28,7 @@ FAKES = {
             name: {"outside_training": outside, "capture_and_compilation": first}
             for name, outside, first in (("cold", 9.0, 12.0), ("warm", 5.0, 2.0))
         },
+        "from_process_start": {"30": {"cold": 25.0, "warm": 9.5}},
     },
     "render_classic": {
         "benchmark": "render_view",
@@ -37,6 +38,13 @@ FAKES = {
     "ddp_scaling": {"benchmark": "ddp_scaling", "rows": [{"recipe": "nerf_blender", "efficiency": 0.97}]},
     "growth_streamed": {"rows": [{"recipe": "ngp_blender", "speed_ratio": 0.9}]},
     "start_up": {"help_s_median": 0.25},
+    "peer_nerf_pl": {
+        "peer": "nerf_pl",
+        "rows": [
+            {"who": who, "precision": "bf16", "ms_median": ms}
+            for who, ms in (("nerf_pl", 22.0), ("ours, captured", 4.0), ("ours, eager", 9.0))
+        ],
+    },
 }
 
 
@@ -72,15 +80,18 @@ def test_what_was_measured_is_shown(tmp_path):
     assert cells(headline, "`nerf_runner --help`")[1] == "0.25 s"
     assert cells(classic, "**captured**") == ["**captured**", MISSING, MISSING, "2.50 (2.00 to 3.00)", "0.50"]
     assert cells(classic, "floor")[3] == "1.17" and cells(classic, "nerf_pl")[3] == "23.4 to 35.4"
-    assert cells(quality, "33 dB")[1:] == ["6.0 (3.0 to 12.0)", "12.0 (9.0 to 18.0)", "8 (3.5)", "20"]
-    assert cells(quality, "outside training")[2] == "9.0 / 5.0"
-    assert cells(quality, "capture and compilation")[2] == "12.0 / 2.0"
+    assert cells(quality, "33 dB")[1:] == ["6.0 (3.0 to 12.0)", "12.0 (9.0 to 18.0)", MISSING, "8 (3.5)", "20"]
+    assert cells(quality, "30 dB")[3] == "25.0 / 9.5"
+    assert cells(quality, "outside training")[3] == "9.0 / 5.0"
+    assert cells(quality, "capture and compilation")[3] == "12.0 / 2.0"
+    assert cells(speed_page.TABLES["in_turns"](numbers), "nerf_pl")[1:] == [MISSING, MISSING, "22.0 / 4.00 = 5.5"]
     figure = speed_page.draw(numbers)
     assert sorted(line.get_xdata()[0] for line in figure.axes[0].lines[:3]) == [1.0, 2.0, 4.0]
     assert len(figure.axes[0].lines) == 3 + 4
 
 
 def test_without_records_nothing_is_claimed(tmp_path):
+    assert MISSING in speed_page.in_turns(Numbers(tmp_path))
     (tmp_path / "peers_classic.json").write_text((RECORDS / "peers_classic.json").read_text())
     rows = speed_page.headline(Numbers(tmp_path)).splitlines()[2:]
     assert rows and all(line.split("|")[2].strip() == MISSING for line in rows)

@@ -74,6 +74,9 @@ def test_seeds_of_parity_come_in_several_calls(tmp_path, monkeypatch):
     assert taken[2:] == [("exact", 1, 0), ("exact", 2, 0), ("fast", 1, 0), ("fast", 2, 0)]
     record = earlier("quality_parity", tmp_path)
     assert [(row["seed"], row["difference"]) for row in record["compared"]] == [(0, 0.1), (1, 0.1), (2, 0.1)]
+    quality_parity.main([*words, "--seeds", "1", "--ways", "fast", "--gpus", "0"])
+    assert taken[6:] == [("fast", 1, 0)], "the exact run of that seed is kept"
+    assert {row["seed"] for row in earlier("quality_parity", tmp_path)["compared"]} == {0, 1, 2}
     quality_parity.main([*words, "--seeds", "3", "--testskip", "10"])
     assert [row["seed"] for row in earlier("quality_parity", tmp_path)["compared"]] == [3]
 

@@ -29,11 +29,12 @@ def start(folder: Path, *words: str, **environment: str) -> list[subprocess.Pope
     """Two processes of a long training, a GPU each."""
     chosen = [*TINY, f"plugins=[{PLUGIN}]", f"exp_dir={folder}", f"{LOOP}.metric_print_interval=10"]
     chosen += [f"{LOADERS}.dataset_length_train=2000", "max_epochs=50", "precision=bf16", *words]
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     return [
         subprocess.Popen(
             [sys.executable, "-m", "nerf_trainer.experiment", *chosen],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **meeting, **environment}
+            env={**os.environ, "PYTHONPATH": path, **meeting, **environment}
             | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -20,8 +20,8 @@ from nerf_trainer.ops.reference.hash_encode import PRIMES
 
 _BLOCK = 256  # points of a program
 _N_WARPS = 4
-LEVELS_TOGETHER = 2
-"""Most levels of a program: 1, 2 or 4; fewer where they do not divide the levels, or are wider than 8 features."""
+LEVELS_TOGETHER = 4
+"""Most levels of a program: 1, 2 or 4; fewer where they do not divide the levels, or have over 8 features together."""
 _PRIME_Y = tl.constexpr(PRIMES[1])
 _PRIME_Z = tl.constexpr(PRIMES[2])
 
