@@ -167,7 +167,10 @@ def run(epochs: int, every: int, seconds_between_plots: float) -> list[dict[str,
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg"}
         with open(Path(temporary) / "said", "wb") as said:
             process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY)
-            samples = watch(process, folder, every)
+            try:
+                samples = watch(process, folder, every)
+            finally:
+                process.kill()  # where watching was interrupted; else it has ended
         if process.returncode != 0:
             raise SystemExit(f"the run failed:\n{(Path(temporary) / 'said').read_text()[-4000:]}")
     return samples

@@ -28,8 +28,10 @@ from tests.faults.nursery import Nursery  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Workers share the cores between them; results on CPU don't depend on how many threads there are either.
+# Workers, and the processes that they start, share the cores between them: threads that wait for each other where more
+# than there are cores are busy take ten times as long. Results on CPU don't depend on how many threads there are.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Plots are drawn into files here.
 os.environ.setdefault("MPLBACKEND", "Agg")
 

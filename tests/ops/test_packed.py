@@ -88,7 +88,8 @@ def test_an_opaque_first_sample_hides_the_rest() -> None:
     assert found.opacity[0] == 1.0 and found.opacity[1] < 1e-6
     found.features.sum().backward()
     assert row.densities.grad is not None and row.densities.grad.isfinite().all()
-    assert (row.densities.grad[:4] == 0.0).all() and (row.densities.grad[4:8] > 0.0).all()
+    hidden, seen = row.densities.grad[:4], row.densities.grad[4:8]
+    assert (seen > 0.0).all() and (hidden.abs() < 1e-15 * seen.min()).all(), "no more than differences of sums round"
 
 
 # --- distortion ----------------------------------------------------------------------------------------------------
