@@ -217,12 +217,7 @@ class _Training:
         self._session = Session(run, train, loop.clip_grad, loop.capture_step)
         self._stats = self._session.stats
         self._evaluation = SplitEvaluation(
-            run,
-            self._stats,
-            loop.evaluator,
-            signals,
-            with_val=loop.with_val,
-            with_test=loop.with_test,
+            run, self._stats, loop.evaluator, signals, with_val=loop.with_val, with_test=loop.with_test
         )
         self._previews = LivePreviews(run, loop.visualize_interval)
         self._saved_at = time.monotonic()
@@ -260,6 +255,8 @@ class _Training:
             self._save_is_put_off = False
             return go_back()
         epoch, last = session.epoch, session.epoch + 1 == loop.max_epochs
+        if last:
+            session.settle()
         with self._stats.paused():
             if _is_due(loop.validation_interval, epoch):
                 self._evaluation.validate(session.model, session.step, epoch)

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from nerf_trainer.config import ReplaceableBase, registry
 from nerf_trainer.errors import ConfigError, unknown_name
 from nerf_trainer.schedules import ParameterReplacement
+from nerf_trainer.training.weight_average import keep_average_
 
 DEFAULT_GROUP = "default"
 """The group of every parameter that no module claims; its learning rate is the optimizer's own."""
@@ -233,6 +234,8 @@ class ImplicitronOptimizerFactory(OptimizerFactoryBase):
     """Learning rates of the parameter groups that the model's modules name."""
     update_every_step: bool = False
     """Evaluate the policy at each step, at the fraction of the epoch that is done, as the original NeRF does."""
+    average_decay: float = 0.0
+    """Decay of an exponential average of the weights, as 0.99, which takes their place after the last step; 0: none."""
 
     def __post_init__(self) -> None:
         if self.breed not in BREEDS:
@@ -243,6 +246,8 @@ class ImplicitronOptimizerFactory(OptimizerFactoryBase):
         for key, rate in rates.items():
             if rate < 0:
                 raise ConfigError(f"{key}: {rate} is negative; a learning rate is 0 or more")
+        if not 0.0 <= self.average_decay < 1.0:
+            raise ConfigError(f"average_decay: {self.average_decay}; expected 0 (no average) or more, below 1, as 0.99")
         if self.eps < 0:
             raise ConfigError(f"eps: {self.eps} is negative; expected 0 or more, as 1e-8")
         if self.exponential_lr_step_size <= 0:
@@ -265,6 +270,8 @@ class ImplicitronOptimizerFactory(OptimizerFactoryBase):
             raise ConfigError("the model has no trainable parameter; only eval_only=True makes sense of it")
         optimizer = self._optimizer(groups)
         rates_to_device_(optimizer)
+        if self.average_decay > 0.0:
+            keep_average_(optimizer, self.average_decay)
         return optimizer, LearningRateSchedule(optimizer, self.multiplier, self.update_every_step)
 
     def multiplier(self, epoch: float) -> float:
@@ -297,7 +304,12 @@ class ImplicitronOptimizerFactory(OptimizerFactoryBase):
         if self.breed == "Adam":
             return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, **how)
         if self.breed == "SGD":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, **how)
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, **how)
+            if (
+                fused and self.momentum != 0
+            ):  # torch's fused kernel fails where a parameter's first gradient comes later
+                optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
+            return optimizer
         return torch.optim.Adagrad(groups, lr=self.lr, **how)
 
 

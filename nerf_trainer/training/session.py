@@ -24,6 +24,7 @@ from nerf_trainer.training.runtime import Runtime, StatusFile
 from nerf_trainer.training.skipped_steps import SkippedSteps
 from nerf_trainer.training.stats import Statistics, was_skipping
 from nerf_trainer.training.step import StepResult, TrainingStep
+from nerf_trainer.training.weight_average import take_average_
 from nerf_trainer.visualization.plots import History
 
 _MAX_FAILED_SAVES = 3
@@ -192,6 +193,10 @@ class Session:
         notice = self._skipped.write(self.run.status.last_checkpoint)
         if notice is not None:
             self.run.display.note(notice)
+
+    def settle(self) -> None:
+        """The last step is taken: where an average of the weights was kept, it takes their place."""
+        take_average_(self.optimizer)
 
     def release(self) -> None:
         """Let go of what only further steps need: the memory of a captured one."""

@@ -40,6 +40,8 @@ def drawn_curves():
         (4, {}, {"multistep_lr_milestones": (1,)}),
         (7, {}, {"multistep_lr_milestones": (1, 2), "breed": "SGD"}),
         (6, {"upsample_at": 4}, {"lr_policy": "Exponential", "update_every_step": True, "breed": "Adagrad"}),
+        (7, {}, {"average_decay": 0.9}),
+        (12, {"upsample_at": 6}, {"average_decay": 0.9, "breed": "SGD"}),
     ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, stop_after, model, optimizer):

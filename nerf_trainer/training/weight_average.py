@@ -1,0 +1,53 @@
+"""An exponential moving average of the weights over the steps (Polyak and Juditsky 1992), for the end of training.
+
+With a learning rate that has not fallen far, weights go to and fro around what they learn; their average does not. It
+is kept in the optimizer's state, so that checkpoints hold it, a resumed run goes on with it, parameters that are
+resampled take it along, and a captured step updates it.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+KEY = "average"
+"""The average's key in the optimizer's state of a parameter."""
+
+
+def keep_average_(optimizer: Optimizer, decay: float) -> None:
+    """From now on, average the weights after each step: average += (1 - decay) (weights - average).
+
+    It begins with the weights after a parameter's first step.
+
+    Args:
+        optimizer: whose parameters' averages are kept, where they have gradients.
+        decay: in (0, 1); about the last 1 / (1 - decay) steps count.
+    """
+    optimizer.register_step_post_hook(partial(_update, decay))
+
+
+@torch.no_grad()
+def _update(decay: float, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    averages, weights = [], []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:  # Adam makes its own state at the first gradient, if there is none at all
+                continue
+            state = optimizer.state[parameter]
+            if KEY not in state:
+                state[KEY] = parameter.detach().clone()
+            averages.append(state[KEY])
+            weights.append(parameter.detach())
+    if averages:
+        torch._foreach_lerp_(averages, weights, 1.0 - decay)
+
+
+@torch.no_grad()
+def take_average_(optimizer: Optimizer) -> None:
+    """Put averages in the place of weights; those without one stay."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            average = optimizer.state.get(parameter, {}).get(KEY)
+            if average is not None:
+                parameter.copy_(average)
