@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nerf_trainer.training.checkpoint_reading import Checkpoint
+from nerf_trainer.training.weight_average import keeps_average
 
 _MOMENTS = 2
 """Tensors of a weight's size that an optimizer is expected to keep for each, as Adam does."""
@@ -44,7 +45,8 @@ def room_notice(
 
 
 def _expected_bytes(model: nn.Module, optimizer: Optimizer) -> int:
-    """About what a checkpoint takes before there is one: weights, buffers, and the optimizer's moments."""
+    """About what a checkpoint takes before there is one: weights, buffers, the optimizer's moments, and averages."""
     stored = {id(t): t.numel() * t.element_size() for t in model.state_dict(keep_vars=True).values()}
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    return sum(stored.values()) + _MOMENTS * sum(p.numel() * p.element_size() for p in trained)
+    kept = _MOMENTS + keeps_average(optimizer)
+    return sum(stored.values()) + kept * sum(p.numel() * p.element_size() for p in trained)

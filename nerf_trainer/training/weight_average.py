@@ -25,6 +25,12 @@ def keep_average_(optimizer: Optimizer, decay: float) -> None:
         decay: in (0, 1); about the last 1 / (1 - decay) steps count.
     """
     optimizer.register_step_post_hook(partial(_update, decay))
+    optimizer.defaults[KEY] = decay
+
+
+def keeps_average(optimizer: Optimizer) -> bool:
+    """Whether averages are kept."""
+    return KEY in optimizer.defaults
 
 
 @torch.no_grad()

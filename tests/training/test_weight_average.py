@@ -1,5 +1,7 @@
 """The average of the weights: what it is, that it takes their place at the end, and what moves along."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from nerf_trainer.errors import ConfigError
 from nerf_trainer.schedules import ParameterReplacement
 from nerf_trainer.training.checkpoint import CheckpointStore
+from nerf_trainer.training.disk_room import room_notice
 from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory, carry_over_
 from nerf_trainer.training.weight_average import KEY, take_average_
 from tests.training.tiny_experiment import experiment
@@ -101,6 +104,15 @@ def _loaded(checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
     optimizer, _ = ImplicitronOptimizerFactory(average_decay=DECAY)(model)
     checkpoint.load_optimizer(model, optimizer)
     return model.bias.detach(), optimizer.state[model.bias][KEY]
+
+
+@pytest.mark.parametrize(("decay", "kept"), [(0.0, 3), (DECAY, 4)])
+def test_room_for_it_is_counted_before_the_first_step(tmp_path, monkeypatch, decay: float, kept: int) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    model = Line()
+    optimizer, _ = ImplicitronOptimizerFactory(average_decay=decay)(model)
+    n_bytes = kept * sum(4 * p.numel() for p in model.parameters())
+    assert f"of about {n_bytes:,} bytes" in (room_notice(tmp_path, model, optimizer, None, keep=2) or "")
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
