@@ -4,6 +4,7 @@ Devices, precision and distributed processes are Accelerate's; a process on its 
 """
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -246,6 +247,7 @@ class Runtime:
 def leave_ranks() -> None:
     """Part from the other ranks once all are done; a process that merely ends can abort one that still listens."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # a DistributedDataParallel that outlives the group may wait forever for the group's threads
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 

@@ -12,6 +12,7 @@ from nerf_trainer.conditioning.global_encoders import Autodecoder, SequenceAutod
 from nerf_trainer.data.loaders import ShuffledFrameLoader
 from nerf_trainer.data.splits import DatasetBase
 from nerf_trainer.frames import FrameData
+from nerf_trainer.training.runtime import leave_ranks
 from tests.scene_kit import orbit
 
 
@@ -51,4 +52,5 @@ def train_a_rank(rank: int, folder: str) -> None:
     assert made.autodecoder.codes.grad is not None
     save_file({**made.state_dict(), "gradient": made.autodecoder.codes.grad}, f"{folder}/{rank}.safetensors")
     Path(folder, f"{rank}.json").write_text(json.dumps(seen))
-    torch.distributed.destroy_process_group()
+    del wrapped
+    leave_ranks()

@@ -19,6 +19,7 @@ from nerf_trainer.models.base import Predictions
 from nerf_trainer.training.loop import ImplicitronTrainingLoop
 from nerf_trainer.training.model_factory import ImplicitronModelFactory
 from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory
+from nerf_trainer.training.runtime import leave_ranks
 from nerf_trainer.training.session import Session
 from tests.training.tiny_run import TinyEvaluator, TinyLoader, TinyModel, frame
 
@@ -89,4 +90,4 @@ def train_a_rank(rank: int, folder: str) -> None:
         training_loop=loop,
     ).run()
     save_file({"weights": torch.stack(weights)}, Path(folder, f"weights-{rank}"))
-    torch.distributed.destroy_process_group()
+    leave_ranks()

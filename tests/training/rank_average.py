@@ -10,7 +10,7 @@ from torch import nn
 
 from nerf_trainer.training import gradient_average, step
 from nerf_trainer.training.gradient_average import GradientAverage
-from nerf_trainer.training.runtime import Runtime
+from nerf_trainer.training.runtime import Runtime, leave_ranks
 from tests.training.tiny_run import TinyModel, frame
 
 RATE = 0.5
@@ -60,7 +60,7 @@ def average_a_rank(rank: int, folder: str) -> None:
     kept |= {"rounded.large": model.large.grad.contiguous(), "rounded.shared": model.shared.grad}
     kept |= {f"step.{name}": value for name, value in stepped(runtime, [frame(1 + rank), frame(3 + rank)]).items()}
     save_file(kept, Path(folder, f"rank-{rank}"))
-    torch.distributed.destroy_process_group()
+    leave_ranks()
 
 
 def stepped(runtime: Runtime, batches: Sequence) -> dict[str, torch.Tensor]:
