@@ -171,6 +171,7 @@ def run(epochs: int, every: int, seconds_between_plots: float) -> list[dict[str,
                 samples = watch(process, folder, every)
             finally:
                 process.kill()  # where watching was interrupted; else it has ended
+                process.wait()
         if process.returncode != 0:
             raise SystemExit(f"the run failed:\n{(Path(temporary) / 'said').read_text()[-4000:]}")
     return samples

@@ -24,6 +24,7 @@ from nerf_trainer.ops.backend import Kernels
 from nerf_trainer.training.runtime import Precision
 
 _FIELD = f"{MODEL}.implicit_function_HashGridImplicitFunction_args"
+_OPTIMIZER = "optimizer_factory_ImplicitronOptimizerFactory_args"
 COLUMNS = ("variant", "ms_median", "ms_p10", "ms_p90", "ms_in_a_row", "samples", "candidates", "psnr", "peak_gib")
 
 
@@ -53,6 +54,7 @@ VARIANTS = {
     "recipe, levels alone": Variant(levels_together=1),
     "recipe, 128 points a program": Variant(points=128),
     "recipe, 512 points a program": Variant(points=512),
+    "recipe, average of the weights": Variant([f"{_OPTIMIZER}.average_decay=0.99"]),
     "recipe, 24,576 rays": Variant([f"{RAYS}=24576"]),
     "8x4, 2^19 rows": Variant(layout(8, 4, 19)),
     "16x2": Variant(layout(16, 2, 20)),
@@ -108,7 +110,7 @@ def main() -> None:
     add_options(parser)
     options = parser.parse_args()
     record: dict[str, Any] = {"benchmark": "ngp_variants", **passport(options.commit), "words": options.words}
-    record |= {"scene": options.scene, "train": options.train, "rows": []}
+    record |= {"scene": options.scene, "train": options.train, "steps": options.steps, "rows": []}
     for name in options.only:
         record["rows"].append(measure(name, options))
         print(table(record["rows"][-1:], COLUMNS).splitlines()[-1], flush=True)

@@ -354,7 +354,7 @@ def parse_json(content: bytes, path: Path) -> JsonNode:
 
 @dataclass(frozen=True)
 class _Fault:
-    """Stands in JSON where something is that JSON has not."""
+    """Stands in a document where its text has what JSON does not allow: NaN, Infinity, or a key twice."""
 
     expected: str
     found: str

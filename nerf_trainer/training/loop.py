@@ -250,6 +250,7 @@ class _Training:
     def _epoch(self) -> None:
         """One epoch, or what is left of it, and what is due at its end."""
         loop, session = self._loop, self._session
+        session.take_up()
         go_back = self._steps()
         if go_back is not None:
             self._save_is_put_off = False

@@ -305,12 +305,20 @@ class ImplicitronOptimizerFactory(OptimizerFactoryBase):
             return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, **how)
         if self.breed == "SGD":
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, **how)
-            if (
-                fused and self.momentum != 0
-            ):  # torch's fused kernel fails where a parameter's first gradient comes later
-                optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
+            if fused and self.momentum != 0:
+                _fill_momentum_(optimizer)
+                optimizer.register_load_state_dict_post_hook(_fill_momentum_)
             return optimizer
         return torch.optim.Adagrad(groups, lr=self.lr, **how)
+
+
+def _fill_momentum_(optimizer: Optimizer) -> None:
+    """Give parameters that had no gradient yet a momentum of 0: torch's fused SGD fails where the first comes later."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def can_fuse(breed: str, parameters: Sequence[nn.Parameter]) -> bool:

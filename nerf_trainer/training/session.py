@@ -24,7 +24,7 @@ from nerf_trainer.training.runtime import Runtime, StatusFile
 from nerf_trainer.training.skipped_steps import SkippedSteps
 from nerf_trainer.training.stats import Statistics, was_skipping
 from nerf_trainer.training.step import StepResult, TrainingStep
-from nerf_trainer.training.weight_average import take_average_
+from nerf_trainer.training.weight_average import drop_average_, exchange_, keeps_average
 from nerf_trainer.visualization.plots import History
 
 _MAX_FAILED_SAVES = 3
@@ -134,6 +134,7 @@ class Session:
         self.optimizer, self.schedule = self.run.optimizer_factory(self.model)
         self.dead_start = DeadStartDetector()
         self.step = self.epoch = self.step_in_epoch = 0
+        self._settled = False
         self._step = TrainingStep(
             self.model, self.optimizer, runtime, self._clip_grad, self._capture_step, self._record, self._say
         )
@@ -195,8 +196,18 @@ class Session:
             self.run.display.note(notice)
 
     def settle(self) -> None:
-        """The last step is taken: where an average of the weights was kept, it takes their place."""
-        take_average_(self.optimizer)
+        """The last step is taken: where an average of the weights is kept, it takes their place."""
+        if keeps_average(self.optimizer) and not self._settled:
+            exchange_(self.optimizer)
+            self._settled = True
+
+    def take_up(self) -> None:
+        """Further steps come: they go on from the weights, not from their average, and without one if none is kept."""
+        if self._settled:
+            exchange_(self.optimizer)
+            self._settled = False
+        if not keeps_average(self.optimizer):
+            drop_average_(self.optimizer)
 
     def release(self) -> None:
         """Let go of what only further steps need: the memory of a captured one."""
@@ -302,6 +313,7 @@ class Session:
             "n_restarts": self.n_restarts,
             "n_rollbacks": self.n_rollbacks,
             "rate_scale": self._rate_scale,
+            "settled": self._settled,
             "dead_start": self.dead_start.state(),
             "statistics": self.stats.state(),
         }
@@ -324,6 +336,7 @@ class Session:
             self.n_restarts = int(state.extra.get("n_restarts", 0))
             self.n_rollbacks = int(state.extra.get("n_rollbacks", 0))
             self._rate_scale = float(state.extra.get("rate_scale", 1.0))
+            self._settled = bool(state.extra.get("settled", False))
             self.schedule.scale(self._rate_scale)
             self.schedule.load_state_dict(state.scheduler)
             if runtime.scaler is not None and state.scaler is not None:

@@ -35,7 +35,7 @@ def test_kernels_are_changed_within_and_restored_behind() -> None:
 def test_every_variants_words_are_options_of_the_recipe() -> None:
     config = OmegaConf.create(composed(["--config-name", "ngp_blender"], {**os.environ, **SCENE}))
     keys = {word.split("=")[0] for variant in VARIANTS.values() for word in variant.words}
-    assert len(keys) == 5 and all(type(OmegaConf.select(config, key)) is int for key in keys)
+    assert len(keys) == 6 and all(type(OmegaConf.select(config, key)) in (int, float) for key in keys)
 
 
 def test_steps_are_taken_on_the_recipes_own_views(monkeypatch: pytest.MonkeyPatch) -> None:

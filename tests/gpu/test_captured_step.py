@@ -25,6 +25,7 @@ from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory,
 from nerf_trainer.training.runtime import Precision, Runtime
 from nerf_trainer.training.stats import Statistics
 from nerf_trainer.training.step import TrainingStep
+from nerf_trainer.training.weight_average import KEY
 from tests.data.frames_kit import FakeFrames
 from tests.recipe_kit import Compose, chosen
 from tests.scene_kit import orbit
@@ -63,6 +64,7 @@ class Run:
         breed: str = "Adam",
         clip_grad: float = 1.0,
         rank: int = 0,
+        average_decay: float = 0.0,
         **parts: object,
     ) -> None:
         torch.manual_seed(0)
@@ -81,7 +83,12 @@ class Run:
             for parameter in self.model.parameters():
                 parameter.add_(0.5 * rank)
         factory = ImplicitronOptimizerFactory(
-            lr=1e-3, breed=breed, lr_policy="exponential", exponential_lr_step_size=10, update_every_step=True
+            lr=1e-3,
+            breed=breed,
+            lr_policy="exponential",
+            exponential_lr_step_size=10,
+            update_every_step=True,
+            average_decay=average_decay,
         )
         self.optimizer, self.schedule = factory(self.model)
         self.stats = Statistics(self.runtime, None)
@@ -128,6 +135,19 @@ def test_captured_steps_do_what_eager_ones_do(precision: Precision, breed: str) 
     assert means[0].n_steps == means[1].n_steps == N_STEPS
     for name, value in means[0].values.items():
         assert means[1].values[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+def test_a_captured_step_averages_the_weights() -> None:
+    runs = [Run(capture, average_decay=0.8) for capture in (False, True)]
+    frames = scene()
+    for run in runs:
+        for _ in range(N_STEPS):
+            run.take(frames)
+    assert runs[1].step.is_captured
+    averages = [[run.optimizer.state[p][KEY] for p in run.model.parameters()] for run in runs]
+    for eager, captured, weights in zip(*averages, runs[1].model.parameters(), strict=True):
+        torch.testing.assert_close(captured, eager, **SAME)
+        assert not torch.equal(captured, weights)
 
 
 def test_nothing_waits_for_the_device_in_a_replay() -> None:

@@ -180,4 +180,4 @@ def train_a_rank(rank: int, folder: str) -> None:
         experiment(folder, folder, max_epochs=2).run()
     leave_ranks()
     # One that outlived the group would end it, and might wait forever for the group's threads.
-    assert not any(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
+    assert not any(type(one) is DistributedDataParallel for one in gc.get_objects())

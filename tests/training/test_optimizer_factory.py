@@ -212,3 +212,26 @@ def test_eps_is_adams():
         assert model.w.item() == pytest.approx(2.0 - moved, abs=1e-5)
     with pytest.raises(ConfigError, match=r"eps: -1\.0 is negative"):
         ImplicitronOptimizerFactory(eps=-1.0)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_gradient_may_come_late_to_fused_sgd(resumed):
+    """As it may to one that updates one parameter after another; in a run that goes on from a checkpoint too."""
+    ends = []
+    for foreach in (True, False):
+        model = Branch()
+        factory = ImplicitronOptimizerFactory(breed="SGD", lr=0.1, momentum=0.9, foreach=foreach)
+        optimizer, _ = factory(model)
+        for step in range(6):
+            model.grid.grad = torch.full((2,), 1.0 + step)
+            model.rest.grad = torch.full((3,), 2.0) if step >= 4 else None
+            optimizer.step()
+            if resumed and step == 2:
+                state = optimizer.state_dict()
+                index = len(state["state"]) - 1 if foreach else None
+                if index is not None:
+                    del state["state"][index]  # as checkpoints leave out what holds nothing, or older ones had it
+                optimizer, _ = factory(model)
+                optimizer.load_state_dict(state)
+        ends.append((model.grid.detach(), model.rest.detach()))
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))

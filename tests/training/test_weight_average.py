@@ -11,7 +11,7 @@ from nerf_trainer.schedules import ParameterReplacement
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.disk_room import room_notice
 from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory, carry_over_
-from nerf_trainer.training.weight_average import KEY, take_average_
+from nerf_trainer.training.weight_average import KEY, exchange_
 from tests.training.tiny_experiment import experiment
 from tests.training.tiny_run import TinyModel
 
@@ -51,7 +51,7 @@ def test_it_is_the_exponential_average_of_the_weights_after_each_step(breed: str
         expected = DECAY * expected + (1.0 - DECAY) * weights
     torch.testing.assert_close(optimizer.state[model.slope][KEY], expected)
     assert not torch.equal(expected, seen[-1])
-    take_average_(optimizer)
+    exchange_(optimizer)
     torch.testing.assert_close(model.slope.detach(), expected)
 
 
@@ -59,7 +59,7 @@ def test_what_has_no_gradient_keeps_its_weights() -> None:
     model = Line()
     optimizer, _ = ImplicitronOptimizerFactory(lr=0.1, average_decay=DECAY)(model)
     steps(model, optimizer, 4, late_from=9)
-    take_average_(optimizer)
+    exchange_(optimizer)
     assert torch.equal(model.late.detach(), torch.ones(2))
 
 
@@ -78,32 +78,93 @@ def test_without_it_nothing_is_kept_and_the_last_weights_stay() -> None:
     optimizer, _ = ImplicitronOptimizerFactory(lr=0.1)(model)
     (*_, last) = steps(model, optimizer, 4, late_from=0)
     assert all(KEY not in state for state in optimizer.state.values())
-    take_average_(optimizer)
+    exchange_(optimizer)
     assert torch.equal(model.slope.detach(), last)
 
 
+def test_it_moves_on_where_gradients_have_ended() -> None:
+    model = Line()
+    optimizer, _ = ImplicitronOptimizerFactory(breed="SGD", lr=0.1, average_decay=DECAY)(model)
+    steps(model, optimizer, 2, late_from=0)
+    optimizer.state[model.late][KEY].zero_()
+    steps(model, optimizer, 60, late_from=99)
+    torch.testing.assert_close(optimizer.state[model.late][KEY], model.late.detach())
+
+
 def test_the_last_checkpoint_holds_the_average_and_those_before_it_the_weights(tmp_path, monkeypatch) -> None:
-    tested = []
-    monkeypatch.setattr(
-        "nerf_trainer.training.split_evaluation.SplitEvaluation.test",
-        lambda self, model, step, epoch: tested.append(model.state_dict()["bias"].clone()),
-    )
-    run = experiment(tmp_path, optimizer={"average_decay": DECAY}, store_checkpoints_purge=0, test_when_finished=True)
+    seen = {"validate": [], "test": []}
+    for name, models in seen.items():
+        monkeypatch.setattr(
+            f"nerf_trainer.training.split_evaluation.SplitEvaluation.{name}",
+            lambda self, model, step, epoch, models=models: models.append(model.state_dict()["bias"].clone()),
+        )
+    run = experiment(tmp_path, **AVERAGED, store_checkpoints_purge=0, validation_interval=1, test_when_finished=True)
     run.run()
     found = [CheckpointStore(tmp_path).at_epoch(epoch) for epoch in (2, 3)]
     assert [one.state.step for one in found] == [8, 12]
-    weights, averages = zip(*(_loaded(one) for one in found), strict=True)
-    assert not torch.equal(weights[0], averages[0])
-    assert torch.equal(weights[1], averages[1]) and torch.equal(tested[-1], weights[1])
+    assert [one.state.extra["settled"] for one in found] == [False, True]
+    (before, kept), (average, weights) = [_loaded(one) for one in found]
+    assert not torch.equal(before, kept) and not torch.equal(average, weights)
+    assert torch.equal(seen["validate"][1], before)
+    assert torch.equal(seen["validate"][2], average) and torch.equal(seen["test"][-1], average)
+
+
+AVERAGED = {"optimizer": {"average_decay": DECAY}}
 
 
 def _loaded(checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
-    """A parameter's weights and its average."""
+    """A parameter of the model, and what the optimizer keeps of it."""
     model = TinyModel()
     checkpoint.load_model(model)
     optimizer, _ = ImplicitronOptimizerFactory(average_decay=DECAY)(model)
     checkpoint.load_optimizer(model, optimizer)
     return model.bias.detach(), optimizer.state[model.bias][KEY]
+
+
+def _last(folder) -> tuple[torch.Tensor, torch.Tensor]:
+    return _loaded(CheckpointStore(folder).latest())
+
+
+def test_a_finished_run_that_is_extended_equals_a_longer_one(tmp_path) -> None:
+    experiment(tmp_path / "longer", **AVERAGED, max_epochs=4).run()
+    experiment(tmp_path / "extended", **AVERAGED).run()
+    experiment(tmp_path / "extended", **AVERAGED, max_epochs=4).run()
+    longer, extended = _last(tmp_path / "longer"), _last(tmp_path / "extended")
+    assert all(torch.equal(one, other) for one, other in zip(longer, extended, strict=True))
+
+
+def test_a_finished_run_is_tested_later_with_its_average(tmp_path, monkeypatch) -> None:
+    experiment(tmp_path, **AVERAGED).run()
+    tested = []
+    monkeypatch.setattr(
+        "nerf_trainer.training.split_evaluation.SplitEvaluation.test",
+        lambda self, model, step, epoch: tested.append(model.state_dict()["bias"].clone()),
+    )
+    experiment(tmp_path, **AVERAGED, test_when_finished=True).run()
+    assert len(tested) == 1 and torch.equal(tested[0], _last(tmp_path)[0])
+
+
+@pytest.mark.parametrize("finished", [2, 3])
+def test_a_run_that_keeps_none_any_more_goes_on_from_the_weights(tmp_path, finished: int) -> None:
+    experiment(tmp_path / "never", max_epochs=4).run()
+    experiment(tmp_path / "before", **AVERAGED, max_epochs=finished).run()
+    experiment(tmp_path / "before", max_epochs=4).run()
+    models = []
+    for name in ("never", "before"):
+        model, checkpoint = TinyModel(), CheckpointStore(tmp_path / name).latest()
+        checkpoint.load_model(model)
+        optimizer, _ = ImplicitronOptimizerFactory()(model)
+        checkpoint.load_optimizer(model, optimizer)
+        assert all(KEY not in state for state in optimizer.state.values())
+        models.append(model.bias.detach())
+    assert torch.equal(*models)
+
+
+def test_it_may_begin_in_a_resumed_run(tmp_path) -> None:
+    experiment(tmp_path, max_epochs=2).run()
+    experiment(tmp_path, **AVERAGED).run()
+    average, weights = _last(tmp_path)
+    assert not torch.equal(average, weights)
 
 
 @pytest.mark.parametrize(("decay", "kept"), [(0.0, 3), (DECAY, 4)])
