@@ -2,7 +2,7 @@
 
 A checkpoint is a directory `exp_dir/checkpoints/step-00012000` that appears by one rename, after every file in it and
 the directory itself have reached the disk. Discovery scans the directories and orders them by step, never by time; the
-file `latest` is a hint for people. Beside checkpoints there may stand, all ours:
+file `latest` (`.tmp-latest` while it is written) is a hint for people. Beside checkpoints there may stand, all ours:
 
 - `.tmp-step-*`: one that is being written, or was when the run was killed; swept when the run goes on;
 - `.trash-step-*`: one that is being removed, or was; swept when the run goes on;
@@ -52,6 +52,7 @@ class CheckpointStore:
         self.folder = exp_dir / "checkpoints"
         self.keep = None if keep is None else max(keep, 2)
         self._reported: set[Path] = set()
+        self._hint_draft = self.folder / ".tmp-latest"
 
     # --- finding -------------------------------------------------------------------------------------------------
 
@@ -147,9 +148,10 @@ class CheckpointStore:
     # --- writing -------------------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """Delete what a run that was killed left half written, half deleted, or replaced by another of the same step.
+        """Delete what a killed run left half written, half deleted, or replaced by another of the same step.
 
-        To be called by the first process, when a training begins. What can't be deleted is left for the next save.
+        The hint names the last checkpoint then, which it may not if the run was killed. To be called by the first
+        process, when a training begins. What can't be deleted is left for the next save.
         """
         try:
             self._delete_leftovers()
@@ -158,6 +160,10 @@ class CheckpointStore:
                 with contextlib.suppress(CheckpointError):
                     Checkpoint.open(successor)
                     self._discard(path)
+            hint, last = self.folder / "latest", [path.name for path in self._candidates() if path.name[0] != "."][:1]
+            told = hint.read_bytes() if hint.is_file() else b""
+            if last and (told != f"{last[0]}\n".encode() or self._hint_draft.exists()):
+                self._hint(last[0])
         except OSError as error:
             logger.warning("%s: leftovers of a killed run can't be deleted: %s", self.folder, error)
 
@@ -277,12 +283,11 @@ class CheckpointStore:
             os.rename(final, replaced)
 
     def _hint(self, name: str) -> None:
-        draft = self.folder / ".tmp-latest"
         try:
-            draft.write_text(name + "\n")
-            os.replace(draft, self.folder / "latest")
+            self._hint_draft.write_text(name + "\n")
+            os.replace(self._hint_draft, self.folder / "latest")
         except OSError:
-            draft.unlink(missing_ok=True)
+            self._hint_draft.unlink(missing_ok=True)
             raise
 
     def _prune(self, newest: Checkpoint) -> None:

@@ -245,6 +245,27 @@ def test_killed_while_pruning_what_was_to_go_is_ignored_and_then_swept(tmp_path:
 
 
 @pytest.mark.fault(row=6)
+def test_killed_anywhere_in_the_last_save_nothing_half_done_is_left_by_the_same_command(tmp_path: Path, fault: Fault):
+    """Which may have nothing else to do: the run may be complete."""
+    template, point, found = earlier_saves(tmp_path, "pruning"), 0, set()
+    while killed_at(point, template, run := tmp_path / "run"):
+        store = CheckpointStore(run)
+        found.update(name for name in names(store) if name.startswith("."))
+        store.sweep()
+        steps = sorted(names(store) - {"latest"})
+        assert all(name.startswith("step-") for name in steps)
+        assert (store.folder / "latest").read_text() == f"{steps[-1]}\n"
+        mended = (store.folder / "latest").stat()
+        store.sweep()
+        assert (store.folder / "latest").stat() == mended, "written where there is need alone"
+        shutil.rmtree(run)
+        point += 1
+        fault.passed()
+    fault.times(point, point)
+    assert {".tmp-latest", ".tmp-step-00000003", ".trash-step-00000001"} <= found
+
+
+@pytest.mark.fault(row=6)
 def test_what_was_replaced_by_another_of_its_step_is_swept_once_that_one_is_proven(tmp_path: Path, fault: Fault):
     store = CheckpointStore(tmp_path)
     save(store, 3, value=1.0)
