@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from nerf_trainer.cameras.cameras import Cameras
@@ -77,8 +77,8 @@ class OccupancyGrid(Configurable, nn.Module):
     decay: float = 0.95
     """What an update leaves of the densities of before."""
     occupancy_threshold: float = 0.01
-    """Optical thickness of a step (density times width) from which a cell is occupied; the mean of all cells where
-    that is less."""
+    """Optical thickness of a step (density times width) from which a cell is occupied; the mean of the cells of the
+    innermost box where that is less, whose steps are the smallest."""
 
     def __post_init__(self) -> None:
         self._check()
@@ -315,8 +315,19 @@ class OccupancyGrid(Configurable, nn.Module):
         )
         is_seen = self.densities >= 0.0
         thickness = self.densities.clamp(min=0.0) * widths
-        mean = thickness.sum() / is_seen.sum().clamp(min=1)
+        mean = self._in_the_box(thickness).sum() / self._in_the_box(is_seen).sum().clamp(min=1)
         return is_seen & (thickness >= (_OF_MEAN * mean).clamp(max=self.occupancy_threshold))
+
+    def _in_the_box(self, values: Shaped[Tensor, "C cells"]) -> Shaped[Tensor, "..."]:
+        """The values of the cells in the innermost box.
+
+        In the even fog that training begins with, steps far away are thick: a mean of all cells would leave out the
+        box, and nothing could grow where nobody looks.
+        """
+        if not self.contraction:
+            return values[0]
+        middle = slice(self.resolution // 4, 3 * self.resolution // 4)
+        return values.view([self.resolution] * 3)[middle, middle, middle]
 
     def _set_bits(self, occupied: Bool[Tensor, "C cells"]) -> None:
         self.bits.copy_(pack_cells(occupied))

@@ -117,6 +117,22 @@ def test_an_even_density_is_occupied_everywhere(density: float) -> None:
     assert grid.fraction_occupied() == 1.0
 
 
+@pytest.mark.parametrize("options", [{"n_cascades": 5}, {"contraction": True}])
+def test_the_fog_that_training_begins_with_is_occupied_within_the_box_too(options: dict[str, object]) -> None:
+    """Steps grow with the distance: in the box one is thinner than 0.01, far away thicker, and so is the mean of all."""
+    grid = OccupancyGrid(**{"resolution": 32, "cone_angle": 1 / 256, **options})
+    assert grid.step * 1.0 < grid.occupancy_threshold
+    grid.update(0, even(1.0))
+    assert grid.fraction_occupied() == 1.0
+
+
+def test_a_box_that_nothing_is_in_leaves_what_is_around_it() -> None:
+    grid = small(resolution=32, n_cascades=2)
+    grid.update(0, lambda p: torch.where(p.abs().amax(dim=-1, keepdim=True) < 1.0, 0.0, 1.0))
+    found, seen = unpack_cells(grid.bits), grid.densities >= 0.0
+    assert found[1][seen[1]].all()
+
+
 def test_what_is_no_number_is_no_density() -> None:
     grid = small()
     grid.update(0, lambda p: torch.where(p[:, :1] < 0.0, torch.nan, torch.where(p[:, 1:2] < 0.0, -5.0, 7.0)))
