@@ -239,16 +239,17 @@ class OccupancyGrid(Configurable, nn.Module):
         self._set_bits(self._are_occupied())
 
     @torch.no_grad()
-    def mark_unseen(self, cameras: Cameras, near: float = 0.0) -> None:
+    def mark_unseen(self, cameras: Cameras, near: float | Float[Tensor, "B"] = 0.0) -> None:
         """Switch cells off for good that none of the views shows: what is there has no reason to vanish by itself.
 
         To be called before training, where rays lie in the world (not in NDC).
 
         Args:
             cameras: all views of the training.
-            near: views show nothing nearer to them than this, world units.
+            near: views show nothing nearer to them than this, world units: one number, or one for each view.
         """
         cameras = cameras.to(self.densities.device)
+        near = near.to(self.densities.device) if isinstance(near, Tensor) else near
         densities = self.densities.view(-1)
         for part in self._all_cells().split(POINTS_AT_ONCE):
             centers = self._places(part, torch.full((len(part), 3), 0.5, device=part.device))

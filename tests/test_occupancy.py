@@ -119,7 +119,7 @@ def test_an_even_density_is_occupied_everywhere(density: float) -> None:
 
 @pytest.mark.parametrize("options", [{"n_cascades": 5}, {"contraction": True}])
 def test_the_fog_that_training_begins_with_is_occupied_within_the_box_too(options: dict[str, object]) -> None:
-    """Steps grow with the distance: in the box one is thinner than 0.01, far away thicker, and so is the mean of all."""
+    """Steps grow with the distance: in the box one is thinner than 0.01, far away thicker, as is the mean."""
     grid = OccupancyGrid(**{"resolution": 32, "cone_angle": 1 / 256, **options})
     assert grid.step * 1.0 < grid.occupancy_threshold
     grid.update(0, even(1.0))
@@ -254,6 +254,21 @@ def test_cells_that_are_too_near_to_every_camera_are_off() -> None:
     occupied = unpack_cells(grid.bits)[0]
     assert not occupied[distance + reach < 2.0].any()
     assert occupied[(6.0 * centers(grid)[0]).norm(dim=-1) < 0.5].all()
+
+
+def test_what_is_too_near_to_one_view_may_be_seen_by_another() -> None:
+    """Two views from opposite sides: what is nearer to one than its own distance counts where the other sees it."""
+    cameras, place = orbit(2, focal=8.0), 6.0 * centers(small())[0]
+    found = []
+    for near in ([0.0, 0.0], [2.0, 0.0], [2.0, 100.0]):
+        grid = small(extents=(12.0, 12.0, 12.0))
+        grid.mark_unseen(cameras, near=torch.tensor(near))
+        found.append(unpack_cells(grid.bits)[0])
+    reach = 0.5 * math.hypot(12.0, 12.0, 12.0) / 16
+    distance = (place[:, None] - cameras.centers).norm(dim=-1)
+    before_first = (distance[:, 0] + reach < 2.0) & found[0]
+    assert found[1][before_first].any(), "the second view sees it"
+    assert not found[2][before_first].any() and found[2].any()
 
 
 def test_contracted_cells_are_marked() -> None:

@@ -30,7 +30,10 @@ _THROUGH_A_LENS = 2.0
 
 @torch.no_grad()
 def seen_by_any(
-    cameras: Cameras, centers: Float[Tensor, "N 3"], radii: Float[Tensor, "N"], nearest: float = 0.0
+    cameras: Cameras,
+    centers: Float[Tensor, "N 3"],
+    radii: Float[Tensor, "N"],
+    nearest: float | Float[Tensor, "B"] = 0.0,
 ) -> Bool[Tensor, "N"]:
     """Whether any view shows some of each ball.
 
@@ -38,20 +41,22 @@ def seen_by_any(
 
     Args:
         radii: of the balls, world units.
-        nearest: what a camera has around itself within this distance, world units, it does not show.
+        nearest: what a camera has around itself within this distance, world units, it does not show; one number, or
+            one for each view.
     """
+    nearest = torch.as_tensor(nearest, dtype=torch.float32, device=centers.device).expand(len(cameras))
     seen, asked = torch.zeros(len(centers), dtype=torch.bool, device=centers.device), set[int]()
     on_host = cameras.to("cpu")  # choosing views is many small steps, each of which is read back
     for n_views in (*(n for n in FEW_VIEWS if n < len(cameras)), len(cameras)):
         views = [view for view in well_spread(on_host, n_views) if view not in asked]
         asked.update(views)
         for left in (~seen).nonzero()[:, 0].split(max(1, PAIRS_AT_ONCE // len(views))):
-            seen[left] = _seen(cameras[views], centers[left], radii[left], nearest).any(dim=0)
+            seen[left] = _seen(cameras[views], centers[left], radii[left], nearest[views]).any(dim=0)
     return seen
 
 
 def _seen(
-    cameras: Cameras, centers: Float[Tensor, "N 3"], radii: Float[Tensor, "N"], nearest: float
+    cameras: Cameras, centers: Float[Tensor, "N 3"], radii: Float[Tensor, "N"], nearest: Float[Tensor, "B"]
 ) -> Bool[Tensor, "B N"]:
     """Whether each view shows each ball."""
     local = cameras.transform_to_camera(centers.expand(len(cameras), -1, 3))
@@ -68,7 +73,7 @@ def _seen(
     inside = ((pixels > -margin) & (pixels < size + margin)).all(dim=-1)
     within = theta - phi <= _corner_angles(cameras)[:, None]
     shown = (inside | (z <= 0.0)) & within
-    return (shown | (distance <= radii)) & (distance + radii >= nearest)
+    return (shown | (distance <= radii)) & (distance + radii >= nearest[:, None])
 
 
 def _corner_angles(cameras: Cameras) -> Float[Tensor, "B"]:

@@ -380,7 +380,7 @@ class RayModel(ImplicitronModelBase):
     def learn_views(self, views: Callable[[], Cameras]) -> None:
         self.raysampler.learn_views(views)
         if self.raysampler.lengths_are_metric:
-            self._renderer.learn_views(views)
+            self._renderer.learn_views(views, self.raysampler.nearest)
 
     def _distinct_fields(self) -> tuple[ImplicitFunctionBase, ...]:
         return tuple(dict.fromkeys(self.passes()))

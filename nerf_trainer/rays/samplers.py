@@ -73,6 +73,10 @@ class RaySamplerBase(ReplaceableBase, torch.nn.Module):
             ConfigError: this sampler can't place samples along their rays.
         """
 
+    def nearest(self, cameras: Cameras) -> Float[Tensor, "B"]:
+        """The distance from each view, world units, before which none of its samples lie; 0 where that is not known."""
+        return torch.zeros(len(cameras), device=cameras.device)
+
     @property
     def lengths_are_metric(self) -> bool:
         """Whether lengths along rays are world units, and samples lie in the world; not so in NDC."""
@@ -183,6 +187,10 @@ class PinholeRaySampler(RaySamplerBase, Scheduled):
         self, cameras: Cameras, camera_index: Int[Tensor, "*rays"]
     ) -> tuple[Float[Tensor, "*rays"], Float[Tensor, "*rays"]]:
         """Where sampling begins and ends along each ray, world units."""
+
+    def nearest(self, cameras: Cameras) -> Float[Tensor, "B"]:
+        near, _ = self.bounds(cameras, torch.arange(len(cameras), device=cameras.device))
+        return near
 
     def advance(self, epoch: int, step: int) -> Change:
         """End the centre-crop warm-up when its steps are over."""

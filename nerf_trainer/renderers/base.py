@@ -105,11 +105,12 @@ class BaseRenderer(ReplaceableBase, torch.nn.Module):
             fields: the field of each pass, coarsest first, bound to no batch.
         """
 
-    def learn_views(self, views: Callable[[], Cameras]) -> None:
+    def learn_views(self, views: Callable[[], Cameras], nearest: Callable[[Cameras], Float[Tensor, "B"]]) -> None:
         """Told once before training, after a checkpoint is loaded, where samples lie in the world.
 
         Args:
             views: gives the training views, in host memory; called only where they are needed.
+            nearest: gives the distance from each view, world units, before which there are none of its samples.
         """
 
     @property

@@ -184,9 +184,10 @@ class OccupancyGridRenderer(BaseRenderer):
                 self.occupancy_grid.update(step, partial(_densities_at, field))
                 self._occupied.copy_(self.occupancy_grid.fraction_occupied())
 
-    def learn_views(self, views: Callable[[], Cameras]) -> None:
-        """Mark the cells that no training view sees."""
-        self.occupancy_grid.mark_unseen(views())
+    def learn_views(self, views: Callable[[], Cameras], nearest: Callable[[Cameras], Float[Tensor, "B"]]) -> None:
+        """Mark the cells that no training view sees, or none from where its rays begin on."""
+        cameras = views()
+        self.occupancy_grid.mark_unseen(cameras, nearest(cameras))
 
     def check_fields(self, fields: Sequence[ImplicitFunctionBase]) -> None:
         name = type(self).__name__

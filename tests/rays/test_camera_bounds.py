@@ -81,3 +81,9 @@ def test_rays_between_two_distances_may_begin_at_the_views_own_nearest_depths() 
         (NearFarRaySampler(**options), bounded()),
     ):
         assert (sampler.grid(cameras, (2, 2)).near == 1.5).all()
+
+
+def test_samplers_say_from_where_on_a_view_has_samples() -> None:
+    options = {"min_depth": 1.5, "max_depth": 8.0}
+    assert NearFarRaySampler(**options).nearest(bounded()).tolist() == [1.5, 1.5]
+    assert NearFarRaySampler(begin_at_camera_bounds=True, **options).nearest(bounded()).tolist() == [2.0, 1.5]

@@ -272,6 +272,18 @@ def model_of(field: Factory, **options) -> OverfitModel:
     )
 
 
+def test_cells_before_the_nearest_sample_of_every_view_are_off() -> None:
+    """The model tells the renderer where its rays begin."""
+    occupied = []
+    for min_depth in (0.1, 7.0):
+        renderer = Factory.of(OccupancyGridRenderer, occupancy_grid=grid(resolution=16, extents=(8.0, 8.0, 8.0)))
+        rays = NearFarRaySampler(min_depth=min_depth, max_depth=8.0)
+        model = OverfitModel(renderer=renderer, raysampler=rays, implicit_function=nerf())
+        model.learn_views(lambda: orbit(1, 4.0))
+        occupied.append(model._renderer.occupancy_grid.fraction_occupied())
+    assert occupied[1] < 0.8 * occupied[0]
+
+
 @pytest.mark.parametrize(("field", "lr"), [(nerf(), 5e-3), (voxels(), 1e-3)], ids=["nerf", "voxels"])
 def test_fields_learn_under_it(field: Factory, lr: float) -> None:
     images = []
