@@ -55,7 +55,7 @@ def gemm_tflops(precision: Precision) -> float:
         seconds = _fastest_s(lambda: torch.mm(left, right, out=out))
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-    return round(2 * size**3 / seconds / 1e12, 2)
+    return round(2 * size**3 / seconds / 1e12, 2 if torch.cuda.is_available() else 6)
 
 
 def launch_us(n: int = 2000) -> float:

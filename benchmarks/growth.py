@@ -134,7 +134,8 @@ def step_row(config: DictConfig, point: Point, precision: Precision, n_warmup: i
 
     def take() -> None:
         nonlocal taken
-        model.before_step(taken)
+        with runtime.autocast():
+            model.before_step(taken)
         stats.count(step([frames]))
         taken += 1
 

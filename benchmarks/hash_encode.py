@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import add_options, passport, write
+from benchmarks.timing import require_gpu
 from nerf_trainer.ops.backend import Kernels, choose_kernels
 from nerf_trainer.ops.hash_encode import hash_encode
 from nerf_trainer.ops.hash_levels import HashLevels
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--together", type=int, nargs="+", default=[4], help="levels of a kernel's program: 1, 2, 4")
     add_options(parser)
     options = parser.parse_args()
+    require_gpu()
     from nerf_trainer.ops.kernels import hash_encode as of_triton  # here, where Triton is asked for
 
     cases = [(Kernels.triton, used, n) for n in options.together for used in (1.0, 0.5)]

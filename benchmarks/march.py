@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.hash_encode import captured, median_us
 from benchmarks.record import add_options, passport, write
+from benchmarks.timing import require_gpu
 from nerf_trainer.occupancy import OccupancyGrid
 from nerf_trainer.ops.march import march
 from nerf_trainer.ops.ray_steps import BoundedRays
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--occupied", type=float, nargs="+", default=[0.05, 0.2, 1.0])
     add_options(parser)
     options = parser.parse_args()
+    require_gpu()
     rows = []
     for n_rays in options.rays:
         for part in options.occupied:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import add_options, passport, write
+from benchmarks.timing import require_gpu
 from nerf_trainer.fields.base import FieldSpec
 from nerf_trainer.fields.nerf import NeuralRadianceFieldImplicitFunction
 from nerf_trainer.fields.radiance import RadianceField
@@ -190,6 +191,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--tune", action="store_true", help="only print times by the kernels' constants; no record")
     options = parser.parse_args()
+    require_gpu()
     if options.tune:
         return tune([p for p in options.precision if p != "fp32"], min(options.steps, 10))
     rows, ceilings = [], {}

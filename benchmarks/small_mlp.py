@@ -20,6 +20,7 @@ import torch
 from tabulate import tabulate
 
 from benchmarks.record import passport, write
+from benchmarks.timing import require_gpu
 from nerf_trainer.networks.small_mlp import SmallMLP
 from nerf_trainer.ops.backend import Kernels, choose_kernels
 
@@ -123,8 +124,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    if not torch.cuda.is_available():
-        raise SystemExit("no CUDA device: the kernels are for GPUs")
+    require_gpu()
     rows = [measure(network, name, options) for network in NETWORKS for name in options.precision]
     print(tabulate(rows, headers="keys", floatfmt=".4f"))
     if options.out is not None:

@@ -33,6 +33,16 @@ def step_times(take: Callable[[], object], n_steps: int) -> tuple[list[float], f
     return [a.elapsed_time(b) for a, b in pairwise(events)], in_a_row
 
 
+def require_gpu() -> None:
+    """End with a line where there is none.
+
+    Raises:
+        SystemExit: torch finds no CUDA device.
+    """
+    if not torch.cuda.is_available():
+        raise SystemExit("no CUDA device: the kernels that this program measures are for GPUs")
+
+
 def fresh_memory() -> None:
     """Give back what the last setting left, and count the peak from here."""
     if torch.cuda.is_available():

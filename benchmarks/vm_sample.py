@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.record import passport, write
 from benchmarks.small_mlp import milliseconds
+from benchmarks.timing import require_gpu
 from nerf_trainer.ops.backend import Kernels, choose_kernels
 from nerf_trainer.ops.vm_sample import vm_components
 
@@ -70,8 +71,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    if not torch.cuda.is_available():
-        raise SystemExit("no CUDA device: the kernels are for GPUs")
+    require_gpu()
     rows = [measure(name, options) for name in GRIDS]
     print(tabulate(rows, headers="keys", floatfmt=".4f"))
     if options.out is not None:
