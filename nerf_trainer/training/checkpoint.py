@@ -160,12 +160,12 @@ class CheckpointStore:
                 with contextlib.suppress(CheckpointError):
                     Checkpoint.open(successor)
                     self._discard(path)
-            hint, last = self.folder / "latest", [path.name for path in self._candidates() if path.name[0] != "."][:1]
+            hint, last = self.folder / "latest", [path.name.removeprefix(".old-") for path in self._candidates()][:1]
             told = hint.read_bytes() if hint.is_file() else b""
             if last and (told != f"{last[0]}\n".encode() or self._hint_draft.exists()):
                 self._hint(last[0])
         except OSError as error:
-            logger.warning("%s: leftovers of a killed run can't be deleted: %s", self.folder, error)
+            logger.warning("%s: what a killed run left can't be put in order: %s", self.folder, error)
 
     def save(
         self,
@@ -284,7 +284,10 @@ class CheckpointStore:
 
     def _hint(self, name: str) -> None:
         try:
-            self._hint_draft.write_text(name + "\n")
+            if os.path.lexists(self._hint_draft):
+                self._hint_draft.unlink()  # it may be a link
+            with open(self._hint_draft, "x") as file:
+                file.write(name + "\n")
             os.replace(self._hint_draft, self.folder / "latest")
         except OSError:
             self._hint_draft.unlink(missing_ok=True)

@@ -245,24 +245,41 @@ def test_killed_while_pruning_what_was_to_go_is_ignored_and_then_swept(tmp_path:
 
 
 @pytest.mark.fault(row=6)
-def test_killed_anywhere_in_the_last_save_nothing_half_done_is_left_by_the_same_command(tmp_path: Path, fault: Fault):
-    """Which may have nothing else to do: the run may be complete."""
-    template, point, found = earlier_saves(tmp_path, "pruning"), 0, set()
+@pytest.mark.parametrize("stage", EARLIER)
+def test_killed_anywhere_in_the_last_save_nothing_half_done_is_left_by_the_same_command(
+    tmp_path: Path, stage: str, fault: Fault
+):
+    """Which may have nothing else to do: the run may be complete. What gave way stays where nothing took its place."""
+    template, point, found = earlier_saves(tmp_path, stage), 0, set()
     while killed_at(point, template, run := tmp_path / "run"):
         store = CheckpointStore(run)
+        store.folder.mkdir(exist_ok=True)  # which the first save makes
         found.update(name for name in names(store) if name.startswith("."))
         store.sweep()
-        steps = sorted(names(store) - {"latest"})
-        assert all(name.startswith("step-") for name in steps)
-        assert (store.folder / "latest").read_text() == f"{steps[-1]}\n"
-        mended = (store.folder / "latest").stat()
-        store.sweep()
-        assert (store.folder / "latest").stat() == mended, "written where there is need alone"
+        assert all(name.startswith(("step-", ".old-step-")) for name in names(store) - {"latest"})
+        if newest := store.latest():
+            assert (store.folder / "latest").read_text() == f"{newest.path.name.removeprefix('.old-')}\n"
+            mended = (store.folder / "latest").stat()
+            store.sweep()
+            assert (store.folder / "latest").stat() == mended, "written where there is need alone"
         shutil.rmtree(run)
         point += 1
         fault.passed()
     fault.times(point, point)
-    assert {".tmp-latest", ".tmp-step-00000003", ".trash-step-00000001"} <= found
+    assert {".tmp-latest", ".tmp-step-00000003"} <= found
+    assert (".trash-step-00000001" in found) is (stage == "pruning")
+
+
+@pytest.mark.fault(row=6)
+def test_the_hint_is_not_written_through_a_link(tmp_path: Path, fault: Fault):
+    store, elsewhere = CheckpointStore(tmp_path / "run"), tmp_path / "precious"
+    save(store, 3)
+    elsewhere.write_text("kept")
+    (store.folder / ".tmp-latest").symlink_to(elsewhere)
+    store.sweep()
+    assert elsewhere.read_text() == "kept"
+    assert (store.folder / "latest").read_text() == "step-00000003\n" and not (store.folder / "latest").is_symlink()
+    fault.passed(fault.times(1, 1))
 
 
 @pytest.mark.fault(row=6)
