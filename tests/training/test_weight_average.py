@@ -1,5 +1,9 @@
 """The average of the weights: what it is, that it takes their place at the end, and what moves along."""
 
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,10 +11,14 @@ import torch
 from torch import nn
 
 from nerf_trainer.errors import ConfigError
+from nerf_trainer.frames import FrameData
+from nerf_trainer.models.base import Predictions
 from nerf_trainer.schedules import ParameterReplacement
 from nerf_trainer.training.checkpoint import CheckpointStore
 from nerf_trainer.training.disk_room import room_notice
+from nerf_trainer.training.interruption import RunStoppedError
 from nerf_trainer.training.optimizer_factory import ImplicitronOptimizerFactory, carry_over_
+from nerf_trainer.training.split_evaluation import SplitEvaluation
 from nerf_trainer.training.weight_average import KEY, exchange_
 from tests.training.tiny_experiment import experiment
 from tests.training.tiny_run import TinyModel
@@ -131,6 +139,50 @@ def test_a_finished_run_that_is_extended_equals_a_longer_one(tmp_path) -> None:
     experiment(tmp_path / "extended", **AVERAGED, max_epochs=4).run()
     longer, extended = _last(tmp_path / "longer"), _last(tmp_path / "extended")
     assert all(torch.equal(one, other) for one, other in zip(longer, extended, strict=True))
+
+
+def _equal(one: Path, other: Path) -> bool:
+    return all(torch.equal(*pair) for pair in zip(_last(one), _last(other), strict=True))
+
+
+def test_a_run_that_is_stopped_in_its_last_validation_can_be_extended(tmp_path, monkeypatch) -> None:
+    """Its checkpoint is settled, and its last epoch not counted yet."""
+    experiment(tmp_path / "longer", **AVERAGED, validation_interval=1, max_epochs=4).run()
+    validate = SplitEvaluation.validate
+
+    def stopped(self: SplitEvaluation, model: nn.Module, step: int, epoch: int) -> None:
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        validate(self, model, step, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SplitEvaluation, "validate", stopped)
+        with pytest.raises(RunStoppedError):
+            experiment(tmp_path / "stopped", **AVERAGED, validation_interval=1).run()
+    state = CheckpointStore(tmp_path / "stopped").latest().state
+    assert state.step == 12 and state.step_in_epoch == 4 and state.extra["settled"] is True
+    experiment(tmp_path / "stopped", **AVERAGED, validation_interval=1, max_epochs=4).run()
+    assert _equal(tmp_path / "stopped", tmp_path / "longer")
+
+
+def test_what_goes_back_to_the_end_of_a_finished_run_goes_on_from_its_weights(tmp_path, monkeypatch) -> None:
+    """The first epoch that follows has no finite objective."""
+    options = {**AVERAGED, "source": {"n_steps": 12}, "detect_dead_start": False, "metric_print_interval": 3}
+    experiment(tmp_path / "longer", **options, max_epochs=4).run()
+    experiment(tmp_path / "gone_back", **options, max_epochs=3).run()
+    forward, n_bad = TinyModel.forward, 0
+
+    def bad_at_first(self: TinyModel, frames: FrameData) -> Predictions:
+        nonlocal n_bad
+        out = forward(self, frames)
+        if not self.training or n_bad == 12:
+            return out
+        n_bad += 1
+        return replace(out, objective=out.objective * float("nan"))
+
+    monkeypatch.setattr(TinyModel, "forward", bad_at_first)
+    experiment(tmp_path / "gone_back", **options, max_epochs=4).run()
+    assert n_bad == 12 and _equal(tmp_path / "gone_back", tmp_path / "longer")
 
 
 def test_a_finished_run_is_tested_later_with_its_average(tmp_path, monkeypatch) -> None:
