@@ -155,6 +155,17 @@ class Numbers:
         found = ", ".join(f"{100 * row['speed_ratio']:.0f} % (`{row['recipe']}`)" for row in rows)
         return found or None
 
+    def training(self, name: str) -> str | None:
+        """Seconds of a whole training, from the process's start to its end and of its steps alone, and what it reached
+        on views held out.
+        """
+        record = self._read(name)
+        if record is None:
+            return None
+        steps = record["steps"] * record["ms_per_step_median"] / 1e3
+        psnr = record["test"][0]["metrics"]["psnr_full_image"]
+        return f"{record['wall_seconds']['train']:.0f} s, {steps:.0f} s of steps; {psnr:.1f} dB"
+
     def start(self, name: str, unit: str) -> str | None:
         """A number of the start-up's record."""
         value = (self._read("start_up") or {}).get(name)

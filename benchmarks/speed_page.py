@@ -120,6 +120,12 @@ def headline(numbers: Numbers) -> str:
     rows += [
         ["`ngp_blender`, lego after 20,000 steps, all test views", final, "36.2 dB", "36.1 dB (20 views)"],
         ["`tensorf_blender`, lego to 35 dB", shown(numbers.seconds_to("tensorf_blender").get(35), "s"), "90 s", ""],
+        [
+            "`ngp_unbounded`, a capture from all round, from the first start to the end of training",
+            numbers.training("ngp_unbounded_capture_bf16") or MISSING,
+            "60 s",
+            "",
+        ],
         ["`nerf_blender`, a view of 800x800, bf16", numbers.view_seconds("nerf_blender") or MISSING, "1.0 s", ""],
         ["`ngp_blender`, views of 800x800", numbers.views_per_s("ngp_blender") or MISSING, "30 (100) /s", ""],
         ["two GPUs, `nerf_blender`: t1 / t2", numbers.efficiency("nerf_blender") or MISSING, "95 %", ""],
