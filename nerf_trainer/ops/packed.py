@@ -44,8 +44,8 @@ def composite_packed(
     """Weights w_i = T_i (1 - exp(-sigma_i delta_i)) and what they add up to (Max 1995), in float32 whatever comes in.
 
     Args:
-        densities: per world unit; negative ones count as 0. Neither these nor the features matter where there is
-            padding.
+        densities: per world unit; negative ones and NaN count as 0. Neither these nor the features matter where there
+            is padding; elsewhere features that are NaN make their ray's NaN.
         features: what is rendered.
         starts: where each sample's interval begins along its ray.
         ends: where it ends.

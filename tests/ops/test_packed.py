@@ -170,6 +170,16 @@ def test_the_kernels_at_extremes() -> None:
     assert_twins_agree(row, True, 1e-4, None)
 
 
+def test_a_density_that_is_nan_counts_as_none_and_leaves_other_rays_alone() -> None:
+    row = random_row([5, 40, 3], device=device_for_kernels())
+    row.densities[7] = 0.0
+    expected = composite(row, with_weights=True)
+    row.densities[7] = float("nan")
+    assert_twins_agree(row, True, 1e-4, None)
+    for found, as_none in zip(composite(row, with_weights=True), expected, strict=True):
+        assert found is not None and torch.equal(found, as_none)
+
+
 def test_only_what_is_asked_for_has_gradients() -> None:
     row = random_row(COUNTS, device=device_for_kernels())
     gradients = []

@@ -141,7 +141,8 @@ def thickness(densities, starts, ends, place, there, scale):
     start = tl.load(starts + place, mask=there, other=0.0)
     end = tl.load(ends + place, mask=there, other=0.0)
     width = (end - start) * scale
-    return tl.maximum(density, 0.0) * width, width, 0.5 * (start + end), density > 0.0
+    is_dense = density > 0.0
+    return tl.where(is_dense, density, 0.0) * width, width, 0.5 * (start + end), is_dense
 
 
 @triton.jit

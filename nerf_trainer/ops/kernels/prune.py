@@ -25,8 +25,8 @@ def _count_visible(densities, starts, ends, first, count, scales, visible, limit
     last = tl.zeros([BLOCK], dtype=tl.int32)
     while (done < n) & (before <= limit):
         there = done + lane < n
-        tau, _, _, is_dense = thickness(densities, starts, ends, begin + done + lane, there, scale)
-        tau = tl.where(is_dense, tl.minimum(tau, OPAQUE), 0.0)
+        tau, _, _, _ = thickness(densities, starts, ends, begin + done + lane, there, scale)
+        tau = tl.minimum(tau, OPAQUE)
         reach = before + (tl.cumsum(tau, axis=0) - tau)
         last = tl.where(there & (reach <= limit), done + lane + 1, last)
         before += tl.sum(tau, axis=0)

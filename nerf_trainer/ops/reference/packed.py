@@ -27,7 +27,7 @@ def composite_packed(
     used, ray = of_rays(ray_index, count)
     widths = ends.double() - starts.double()
     widths = widths if scale is None else widths * at_rays(scale.double(), ray)
-    tau = torch.where(used, densities.double(), 0.0).relu() * torch.where(used, widths, 0.0)
+    tau = torch.where(used & (densities > 0.0), densities.double(), 0.0) * torch.where(used, widths, 0.0)
     tau = tau.clamp(max=OPAQUE)
     transmittance = torch.exp(-before_on_ray(tau, ray, first))
     reached = used & (transmittance >= early_stop)
