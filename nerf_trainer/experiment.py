@@ -204,6 +204,8 @@ class Experiment(Configurable):
                 f"already complete: {state.epoch} epochs, {state.step} steps in {folder}; "
                 "raise max_epochs to train on, or set eval_only=True to evaluate"
             )
+            status.step, status.last_checkpoint = state.step, str(run.checkpoint.path.relative_to(folder))
+            status.write("done", 0)  # it may have been killed before it said so
             return LoopResult(state.step, state.epoch), datasets
         self._introduce(run, datasets)
         if text is not None and run.checkpoint is not None:

@@ -358,7 +358,7 @@ class StatusFile:
     """`status.json` in a run's folder: what state the run is in, for schedulers and people who look from outside.
 
     It holds state (running, done, stopped, failed), code (the exit code, null while running), step, last_checkpoint and
-    message, and is replaced as a whole.
+    message, and is replaced as a whole, where it says something else.
 
     Args:
         folder: the run's folder; None writes nothing (ranks other than the first).
@@ -388,9 +388,11 @@ class StatusFile:
             "last_checkpoint": self.last_checkpoint,
             "message": self._as_kept(message),
         }
-        part = self._path.with_name(f".status-{os.getpid()}.tmp")
+        text, part = json.dumps(content, indent=1) + "\n", self._path.with_name(f".status-{os.getpid()}.tmp")
         try:
-            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            if self._path.exists() and self._path.read_text("utf-8", "replace") == text:
+                return
+            part.write_text(text, encoding="utf-8")
             os.replace(part, self._path)
         except OSError:
             with contextlib.suppress(OSError):  # a disk that became read-only refuses this as well

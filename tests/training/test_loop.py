@@ -125,6 +125,16 @@ def test_complete_run_is_left_as_it_is(tmp_path, capsys):
     assert tree() == before
 
 
+def test_a_run_that_was_killed_when_all_was_done_is_said_to_be_done_by_the_next(tmp_path):
+    experiment(tmp_path).run()
+    path = tmp_path / "status.json"
+    said = path.read_text()
+    for state in ({"state": "running", "code": None}, {"state": "stopped", "code": 130, "message": "interrupted"}):
+        path.write_text(json.dumps(json.loads(said) | state))
+        experiment(tmp_path).run()
+        assert path.read_text() == said
+
+
 def test_test_that_is_missing_after_the_last_epoch_is_made_up_for(tmp_path):
     experiment(tmp_path).run()
     assert not [row for row in logged(tmp_path) if row["split"] == "test"]
