@@ -35,7 +35,7 @@ from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase, Predictions
 from nerf_trainer.ops.backend import Kernels
 from nerf_trainer.ops.out_of_memory import naming_lack_of_memory
-from nerf_trainer.training.interruption import StopSignals
+from nerf_trainer.training.interruption import StopRequestedError, StopSignals
 from nerf_trainer.training.progress import Display, tracked
 from nerf_trainer.training.runtime import Precision, Runtime
 from nerf_trainer.training.saved_run import SavedRun
@@ -249,9 +249,8 @@ class _Flight:
                 target = self.output / f"{stem}_{name}.mp4"
                 writers[name] = VideoWriter(target, config.fps, config.video_size, config.gif)
                 unfinished.callback(writers[name].abandon)
-            for i, shown in enumerate(tracked(display, self._frames(), n_frames, "view")):
-                if signals.received is not None:
-                    raise signals.error(f"stopped by {signals.name} after {i} of {n_frames} views; nothing was written")
+            views = tracked(display, self._frames(signals), n_frames, "view")
+            for i, shown in enumerate(_until_stopped(signals, views, n_frames)):
                 started = time.monotonic()
                 for name, picture in shown.items():
                     writers[name].append(picture.numpy())
@@ -282,25 +281,25 @@ class _Flight:
             f"encoded at {n / max(self.encoding, 1e-9):.3g} frames/s"
         )
 
-    def _frames(self) -> Iterator[ViewPictures]:
+    def _frames(self, signals: StopSignals) -> Iterator[ViewPictures]:
         """The path's views. One range of depths serves all, so that a colour means the same depth throughout."""
         height, width = self._size_hw()
         scale = min(1.0, _SURVEY_SIDE / max(height, width))
         small = (max(1, round(height * scale)), max(1, round(width * scale)))
-        depths = depth_range(self._rendered(min(_N_SURVEYED, self.config.n_eval_cameras), small))
-        views = self._rendered(self.config.n_eval_cameras, (height, width))
+        depths = depth_range(self._rendered(min(_N_SURVEYED, self.config.n_eval_cameras), small, signals))
+        views = self._rendered(self.config.n_eval_cameras, (height, width), signals)
         for _ in range(self.config.n_eval_cameras):
             started = time.monotonic()
             shown = pictures(next(views), depths)
             self.rendering += time.monotonic() - started
             yield shown
 
-    def _rendered(self, n: int, size_hw: tuple[int, int]) -> Iterator[Predictions]:
+    def _rendered(self, n: int, size_hw: tuple[int, int], signals: StopSignals) -> Iterator[Predictions]:
         config = self.config
         up = None if config.up is None else torch.tensor(config.up)
         path = trajectory(self.cameras, n, self._path_type(), config.max_angle, config.trajectory_scale, up, size_hw)
         times = None if self.times is None else torch.linspace(*self.times, n)
-        autocast, device = self.runtime.autocast, self.runtime.device
+        autocast, device = signals.at_once_within(self.runtime.autocast), self.runtime.device
         return render_views(self.model, path, device, autocast, self.sequence, times, self.sources)
 
     def _size_hw(self) -> tuple[int, int]:
@@ -332,6 +331,19 @@ class _Flight:
         contact_sheet(sources_path, _in_rows(sources, math.ceil(math.sqrt(len(sources)))))
         contact_sheet(path, [*_in_rows(sources, _N_SOURCES_IN_ROW), *rows])
         return [sources_path, path]
+
+
+def _until_stopped(signals: StopSignals, views: Iterator[ViewPictures], n: int) -> Iterator[ViewPictures]:
+    """The `n` views, ended by the error of a signal that comes."""
+    done = 0
+    try:
+        for shown in views:
+            if signals.received is not None:
+                raise StopRequestedError
+            yield shown
+            done += 1
+    except StopRequestedError:
+        raise signals.error(f"stopped by {signals.name} after {done} of {n} views; nothing was written") from None
 
 
 def _in_rows(pictures: list[Picture], n_columns: int) -> list[list[Picture]]:

@@ -22,6 +22,7 @@ from nerf_trainer.config import build, defaults
 from nerf_trainer.data.source import DataSourceBase
 from nerf_trainer.data.splits import DatasetMap
 from nerf_trainer.experiment import Experiment, _to_fly_around
+from nerf_trainer.models.ray_model import RayModel
 from nerf_trainer.training import world_frame
 from nerf_trainer.training.interruption import RunStoppedError
 from nerf_trainer.training.runtime import Precision
@@ -324,6 +325,23 @@ def test_a_signal_leaves_nothing_behind(trained: Path, tmp_path: Path, monkeypat
     assert caught.value.exit_code == 143
     assert len(calls) == 8
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_does_not_wait_for_a_view(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, begun = RayModel.forward, []
+
+    def stopped(self, frames):
+        begun.append(frames)
+        if len(begun) == 9:  # of the fifth view, behind four that are looked at for their depth
+            os.kill(os.getpid(), signal.SIGINT)
+            begun.append("rendered on")
+        return forward(self, frames)
+
+    monkeypatch.setattr(RayModel, "forward", stopped)
+    settings = VisualizeConfig(exp_dir=str(trained), output_directory=str(tmp_path), render_size=(4, 4))
+    with pytest.raises(RunStoppedError, match=r"stopped by SIGINT after \d+ of \d+ views; nothing was written"):
+        settings.run()
+    assert len(begun) == 9 and list(tmp_path.iterdir()) == []
 
 
 def test_a_run_in_half_precision_is_rendered_in_full_without_a_gpu(

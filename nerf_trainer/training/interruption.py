@@ -5,6 +5,8 @@ The end of the launcher that started it asks for the same.
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -36,6 +38,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._noted: int | None = None
+        self._raises = False
         self._handlers = Handlers(self._note)
 
     @property
@@ -56,6 +59,27 @@ class StopSignals:
         """The error that ends the run, for the signal that was received."""
         return RunStoppedError(message, self.received if self.received is not None else signal.SIGTERM)
 
+    def at_once_within(
+        self, context: Callable[[], AbstractContextManager[object]]
+    ) -> Callable[[], AbstractContextManager[object]]:
+        """`context`, within which a signal raises `StopRequestedError` in the main thread instead of being noted alone.
+
+        For what takes long and changes nothing that is saved, as rendering a view.
+        """
+
+        @contextmanager
+        def interruptible() -> Iterator[None]:
+            with context():
+                self._raises = True
+                try:
+                    if self._noted is not None:
+                        raise StopRequestedError
+                    yield
+                finally:
+                    self._raises = False
+
+        return interruptible
+
     def __enter__(self) -> Self:
         if self._handlers.put() and self._noted is None:
             self._noted = InterruptingSignals.take()
@@ -73,6 +97,8 @@ class StopSignals:
             os._exit(130)
         if self._noted is None:
             self._noted = number
+            if self._raises:
+                raise StopRequestedError
 
 
 class StopRequestedError(Exception):

@@ -17,7 +17,7 @@ from nerf_trainer.training.stats import MetricSums, Statistics
 
 
 class InterruptibleLoader(FrameLoader):
-    """A loader whose epochs end with `StopRequestedError` as soon as a signal was received.
+    """A loader whose epochs end with `StopRequestedError` where a signal was received between two batches.
 
     For a process that trains alone: of several, one that left would let the others wait for its sums.
     """
@@ -65,6 +65,8 @@ class SplitEvaluation:
         self._run = run
         self._stats = stats
         self._evaluator = evaluator
+        alone, autocast = run.runtime.world_size == 1, run.runtime.autocast
+        self._rendering = signals.at_once_within(autocast) if alone else autocast
         self._val = self._placed("val", run.loaders.val, signals) if with_val else None
         self._test = self._placed("test", run.loaders.test, signals) if with_test else None
         self.rows: dict[str, Row] = {}
@@ -87,7 +89,7 @@ class SplitEvaluation:
         model.eval()
         with torch.no_grad():
             for frames in self._val.steps(epoch):
-                with run.runtime.autocast():
+                with self._rendering():
                     predictions = model(frames)
                 objective = {} if predictions.objective is None else {"objective": predictions.objective}
                 sums.add({**predictions.metrics, **objective})
@@ -101,7 +103,7 @@ class SplitEvaluation:
         run, runtime = self._run, self._run.runtime
         runtime.agree_on_buffers(model)
         context = EvaluationContext(
-            run.exp_dir, epoch, step, runtime.autocast, runtime.gather_objects, runtime.is_main, run.display.line
+            run.exp_dir, epoch, step, self._rendering, runtime.gather_objects, runtime.is_main, run.display.line
         )
         results = self._evaluator.run(model, self._test, context)
         if results:

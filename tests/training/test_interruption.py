@@ -3,10 +3,11 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 
-from nerf_trainer.training.interruption import StopSignals
+from nerf_trainer.training.interruption import StopRequestedError, StopSignals
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,20 @@ def test_second_sigint_ends_the_process_at_once():
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (130, "one\n")
+
+
+def test_what_is_interruptible_ends_at_once_and_anything_else_goes_on():
+    with StopSignals() as signals:
+        rendering, reached = signals.at_once_within(nullcontext), []
+        with rendering():
+            reached.append("rendered")
+        with pytest.raises(StopRequestedError), rendering():
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append("rendered on")
+        with pytest.raises(StopRequestedError), rendering():
+            reached.append("rendered another")
+        assert (reached, signals.received) == (["rendered"], signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # outside of it, signals are noted alone
 
 
 def test_other_threads_may_enter_without_handlers():

@@ -192,6 +192,27 @@ def test_sigint_ends_with_130(tmp_path, monkeypatch):
     assert (status["state"], status["code"], status["step"]) == ("stopped", 130, 2)
 
 
+def test_a_signal_does_not_wait_for_a_view_to_be_rendered(tmp_path, monkeypatch):
+    """A run that goes on reaches what one does that was never stopped."""
+    experiment(tmp_path / "whole", validation_interval=1).run()
+    forward, reached = TinyModel.forward, []
+
+    def stopped(self, frames):
+        if not self.training:
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append("rendered on")
+        return forward(self, frames)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TinyModel, "forward", stopped)
+        with pytest.raises(RunStoppedError, match="after step 4; a checkpoint is saved"):
+            experiment(tmp_path / "stopped", validation_interval=1).run()
+    assert reached == [] and CheckpointStore(tmp_path / "stopped").latest().state.step == 4
+    experiment(tmp_path / "stopped", validation_interval=1).run()
+    whole, stopped_once = (final(tmp_path / name)["model.safetensors"] for name in ("whole", "stopped"))
+    assert whole == stopped_once
+
+
 def test_dead_start_begins_anew_with_the_next_seed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("nerf_trainer.training.dead_start._PATIENCE", 6)
     monkeypatch.setattr(TinyModel, "made", 0)
