@@ -65,13 +65,14 @@ test-faults: $(INSTALLED_DEV) ## Kill, starve and mislead runs as often as the t
 test-gpu: $(INSTALLED_DEV) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
-check: $(INSTALLED_DEV) ## Lint, formatting, types, the order of the rooms, the rules of size and idiom
+check: $(INSTALLED_DEV) ## Lint, formatting, types, the order of the rooms, the rules of size and idiom, links of the docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright --level error
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_typing_canary.py \
 	  tests/faults/test_static_rules.py
+	$(BIN)/mkdocs build --strict --quiet
 
 format: $(INSTALLED_DEV) ## Rewrite the sources as ruff formats them
 	$(BIN)/ruff check --fix

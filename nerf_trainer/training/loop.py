@@ -107,9 +107,9 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
     checkpoint_seconds: float = 0.0
     """Save at the end of an epoch only if the last checkpoint is at least this old; the last epoch always saves."""
     test_interval: int = -1
-    """Evaluate on the test views after every so many epochs; 0 or less: never while training."""
+    """Evaluate on the test views after the first epoch and every so many more; 0 or less: never while training."""
     validation_interval: int = 1
-    """Compute the losses on the validation views after every so many epochs; 0 or less: never."""
+    """Compute the losses on the validation views after the first epoch and every so many more; 0 or less: never."""
     capture_step: bool = True
     """On a GPU, run each training step as one CUDA graph where the model's parts, the optimizer and the precision allow
     it; a line says which way steps run, and why. False: launch one operation after another."""
