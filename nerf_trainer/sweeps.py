@@ -158,10 +158,9 @@ class Record:
     def failed(self, error: BaseException) -> None:
         """It ended with an error, or because it was asked to."""
         _let_go(error)
-        if isinstance(error, StoppedError):
-            self._end("stopped", error.exit_code, str(error))
-        elif isinstance(error, UserError):
-            self._end("failed", error.exit_code, str(error))
+        if isinstance(error, StoppedError | UserError):
+            asked = isinstance(error, StoppedError) or error.signal_number is not None
+            self._end("stopped" if asked else "failed", error.exit_code, str(error))
         else:
             self._end("failed", 1, f"{type(error).__name__}: {error}")
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from nerf_trainer import sweeps
 from nerf_trainer.errors import ConfigError, DistributedError, StorageError, UserError
 from nerf_trainer.stopping import InterruptingSignals, StoppedError
-from nerf_trainer.sweeps import Job, Sweep, SweepWatch, reported, require_no_stop, sweep_folder, table
+from nerf_trainer.sweeps import Job, Record, Sweep, SweepWatch, reported, require_no_stop, sweep_folder, table
 from nerf_trainer.training.interruption import RunStoppedError, StopSignals
 
 
@@ -40,6 +41,25 @@ def test_the_table_shows_what_varies_and_what_came_of_it(tmp_path: Path) -> None
     assert rows[3][:6] == ["1", "lr=0.2", "failed (5)", "", "", "lr-0.2"]
     assert rows[3][6].startswith("a / b and") and len(rows[3][6]) <= 100
     assert rows[4] == ["2", "lr=0.3", "not started", "", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (RunStoppedError("stopped by SIGINT after step 3", signal.SIGINT), "stopped (130)"),
+        (RunStoppedError("stopped by SIGTERM after step 3", signal.SIGTERM), "stopped (143)"),
+        (StoppedError.with_nothing_to_save(signal.SIGINT), "stopped (130)"),
+        (StorageError("the disk is full"), "failed (6)"),
+        (ZeroDivisionError(), "failed (1)"),
+    ],
+)
+def test_the_table_tells_stopped_jobs_from_failed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, state: str
+) -> None:
+    settings = OmegaConf.create({"job": {"num": 0}, "sweep": {"dir": str(tmp_path)}})
+    monkeypatch.setattr("nerf_trainer.sweeps.HydraConfig.get", lambda: settings)
+    Record(["a=1"], OmegaConf.create({})).failed(error)
+    assert state in table(Sweep(tmp_path, []).jobs(), tmp_path)
 
 
 def test_a_launcher_that_fails_over_a_lost_job_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
