@@ -7,9 +7,7 @@ configurations, no numerics; it imports torch only through the root class.
 
 import dataclasses
 import os
-import re
 import sys
-import traceback
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,10 +21,8 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -36,7 +32,8 @@ from nerf_trainer import sweeps
 from nerf_trainer.command_line import RUNNER_SUMMARY, assignment, chosen_words, help_text, without
 from nerf_trainer.config import Configurable, defaults, explain
 from nerf_trainer.config_sources import require_harmless, watch_config_files
-from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
+from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown
+from nerf_trainer.hydra_errors import Composition, is_hydras_own, parsed_overrides
 from nerf_trainer.interpolations import limit_interpolations
 from nerf_trainer.override_words import as_typed, with_quoted_names
 from nerf_trainer.plugins import import_plugins, make_importable
@@ -158,9 +155,10 @@ def _compose_and_run(command: _Command) -> None:
             hydra.main(version_base=_VERSION_BASE, config_path=None, config_name=command.config_name)(job)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         known = isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError)
-        if not known and not _is_hydras_own(error):
+        if not known and not is_hydras_own(error):
             raise
-        raise _explain(command, root_class, error) from error
+        composition = Composition(command.config_name, command.config_dirs, command.args.overrides)
+        raise composition.explained(root_class, error) from error
     if failed:
         raise failed[0]
 
@@ -335,65 +333,3 @@ def apply_shorthands(cfg: DictConfig, overrides: Sequence[str], shorthands: Mapp
             raise ConfigError(keyed_line(short, f"{shown(given)} stands for {long}, but {name} has no such option"))
         if short in typed or long not in typed:
             cfg[section][short] = given
-
-
-def parsed_overrides(words: Sequence[str]) -> list[Override]:
-    """What Hydra reads in the words of a command line.
-
-    Raises:
-        ConfigError: one of them is no override.
-    """
-    try:
-        return OverridesParser.create().parse_overrides(list(words))
-    except OverrideParseException as error:
-        raise ConfigError(_override_line(error)) from error
-
-
-# --- errors --------------------------------------------------------------------------------------------------------
-
-
-def _explain(command: _Command, root: type[Configurable] | None, error: Exception) -> ConfigError:
-    """The ConfigError that says on one line what Hydra, OmegaConf or YAML found wrong."""
-    if isinstance(error, OverrideParseException):
-        return ConfigError(_override_line(error))
-    if isinstance(error, MissingConfigException):
-        missing = str(error.missing_cfg_file or command.config_name)
-        return ConfigError(
-            keyed_line(
-                "--config-name", unknown_name(missing, "is not a known config", recipe_names(command.config_dirs))
-            )
-        )
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return ConfigError(keyed_line(mark.name, f"line {mark.line + 1}: {error.problem}, expected YAML"))
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None or root is None:
-        text = str(error) or repr(error)
-        for word in command.args.overrides:
-            text = text.replace(with_quoted_names(word), word)
-        return ConfigError(keyed_line("", text))
-    match = re.search(r"Could not override '([^']+)'|Error merging override \+*([^=]+)=", str(error))
-    key = (match[1] or match[2]) if match else None
-    if key is None and cause.full_key == "hydra.sweep.dir":  # made of exp_dir alone
-        key = "exp_dir"
-    if str(key or cause.full_key).startswith("hydra."):
-        problem = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(cause).splitlines()[0])
-        return ConfigError(keyed_line(str(key or cause.full_key), problem))
-    explained = explain(root, cause, key)
-    composing = re.match(r"In '([^']+)':", str(error))
-    return ConfigError(keyed_line(f"{composing[1]}.yaml", str(explained))) if composing else explained
-
-
-def _override_line(error: OverrideParseException) -> str:
-    problem = error.message.splitlines()[0]
-    recipe = re.fullmatch(r"\w+", str(error.override)) and (configs_folder() / f"{error.override}.yaml").is_file()
-    meant = f"; did you mean --config-name {error.override}?" if recipe else ""
-    return keyed_line("command line", f"{shown(error.override)} is no override ({problem}); expected key=value{meant}")
-
-
-def _is_hydras_own(error: Exception) -> bool:
-    """Whether a ValueError comes from Hydra's reading of flags, not from a task."""
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    return f"{os.sep}hydra{os.sep}" in last

@@ -241,10 +241,10 @@ def imported(node: ast.AST) -> list[str]:
 
 
 def test_components_know_no_configuration_library():
-    """Hydra is known to `launch`, `sweeps`, `override_words`, `config_sources` and the commands; OmegaConf to these, to
-    `config`, to `interpolations`, to writer and reader of a run's own configuration, and to `imports`, which lays
-    models over configurations; "???" to anyone."""
-    readers = {"launch.py", "sweeps.py", "override_words.py", "config_sources.py"}
+    """Hydra is known to `launch`, `hydra_errors`, `sweeps`, `override_words`, `config_sources` and the commands;
+    OmegaConf to these, to `config`, to `interpolations`, to writer and reader of a run's own configuration, and to
+    `imports`, which lays models over configurations; "???" to anyone."""
+    readers = {"launch.py", "sweeps.py", "override_words.py", "config_sources.py", "hydra_errors.py"}
     commands = readers | {"experiment.py", "visualize.py", "dataset.py", "model.py"}
     files = {"config.py", "interpolations.py", "training/run_config.py", "training/saved_run.py"}
 

@@ -1,0 +1,94 @@
+"""What Hydra, OmegaConf or YAML found wrong in a command line and its configurations, each told on one line."""
+
+import os
+import re
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from nerf_trainer.config import Configurable, explain
+from nerf_trainer.errors import ConfigError, keyed_line, shown, unknown_name
+from nerf_trainer.override_words import with_quoted_names
+from nerf_trainer.recipes import configs_folder, recipe_names
+
+
+def parsed_overrides(words: Sequence[str]) -> list[Override]:
+    """What Hydra reads in the words of a command line.
+
+    Raises:
+        ConfigError: one of them is no override.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(words))
+    except OverrideParseException as error:
+        raise ConfigError(_override_line(error)) from error
+
+
+def is_hydras_own(error: Exception) -> bool:
+    """Whether a ValueError comes from Hydra's reading of flags, not from a task."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return f"{os.sep}hydra{os.sep}" in last
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What Hydra was to compose."""
+
+    config_name: str
+    """The configuration that was chosen."""
+    config_dirs: Sequence[Path]
+    """Folders of the user's own YAMLs."""
+    overrides: Sequence[str]
+    """The overrides, as they were typed."""
+
+    def explained(self, root: type[Configurable] | None, error: Exception) -> ConfigError:
+        """The ConfigError that says on one line what is wrong.
+
+        Args:
+            root: the class of what was composed, where it is known.
+            error: what was raised.
+        """
+        if isinstance(error, OverrideParseException):
+            return ConfigError(_override_line(error))
+        if isinstance(error, MissingConfigException):
+            missing = str(error.missing_cfg_file or self.config_name)
+            known = recipe_names(self.config_dirs)
+            return ConfigError(keyed_line("--config-name", unknown_name(missing, "is not a known config", known)))
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            mark = error.problem_mark
+            return ConfigError(keyed_line(mark.name, f"line {mark.line + 1}: {error.problem}, expected YAML"))
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OmegaConfBaseException):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or root is None:
+            text = str(error) or repr(error)
+            for word in self.overrides:
+                text = text.replace(with_quoted_names(word), word)
+            return ConfigError(keyed_line("", text))
+        return self._explained_key(root, error, cause)
+
+    def _explained_key(self, root: type[Configurable], error: Exception, cause: OmegaConfBaseException) -> ConfigError:
+        match = re.search(r"Could not override '([^']+)'|Error merging override \+*([^=]+)=", str(error))
+        key = (match[1] or match[2]) if match else None
+        if key is None and cause.full_key == "hydra.sweep.dir":  # made of exp_dir alone
+            key = "exp_dir"
+        if str(key or cause.full_key).startswith("hydra."):
+            problem = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(cause).splitlines()[0])
+            return ConfigError(keyed_line(str(key or cause.full_key), problem))
+        explained = explain(root, cause, key)
+        composing = re.match(r"In '([^']+)':", str(error))
+        return ConfigError(keyed_line(f"{composing[1]}.yaml", str(explained))) if composing else explained
+
+
+def _override_line(error: OverrideParseException) -> str:
+    problem = error.message.splitlines()[0]
+    recipe = re.fullmatch(r"\w+", str(error.override)) and (configs_folder() / f"{error.override}.yaml").is_file()
+    meant = f"; did you mean --config-name {error.override}?" if recipe else ""
+    return keyed_line("command line", f"{shown(error.override)} is no override ({problem}); expected key=value{meant}")
