@@ -195,7 +195,9 @@ def _run_job(
     try:
         # Launchers that run jobs in processes of their own need the plug-ins there too.
         named: Any = OmegaConf.to_container(untyped.plugins, resolve=True) if untyped.get("plugins") else []
-        import_plugins(list(named), command.config_dirs)
+        found = import_plugins(list(named), command.config_dirs)
+        if found != list(named):
+            untyped.plugins = found  # what is told and kept has to be found without the folders of this command line
         apply_shorthands(untyped, overrides)
         if record is not None and "exp_dir" in untyped:
             typed = parsed_overrides(command.args.overrides)

@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,12 @@ ENTRY_POINTS = "nerf_trainer.plugins"
 """Entry-point group of installed packages whose modules are plug-ins."""
 
 
-def import_plugins(names: Sequence[str], folders: Sequence[Path] = ()) -> None:
+def import_plugins(names: Sequence[str], folders: Sequence[Path] = ()) -> list[str]:
     """Import plug-ins, and those of installed packages; their classes are registered after that.
+
+    Returns:
+        `names` as they name the same from the working directory alone: a file that was found in one of `folders` by its
+        path, relative where it lies below the working directory.
 
     Args:
         names: modules (``my_package.my_module``) or files (``./my_file.py``, sought in the working directory and then
@@ -29,19 +34,33 @@ def import_plugins(names: Sequence[str], folders: Sequence[Path] = ()) -> None:
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         with _import_errors(f"plug-in {entry.name} of the installed {entry.value}"):
             entry.load()
-    for name in names:
+    found = list(names)
+    for i, name in enumerate(names):
         with _import_errors(f"plugins: {name}"):
             if name.endswith(".py"):
-                _import_file(name, folders)
+                path = _sought(name, folders)
+                found[i] = name if path == Path.cwd() / Path(name).expanduser() else _from_here(path)
+                _import_file(path.resolve())
             else:
                 importlib.import_module(name)
+    return found
 
 
-def _import_file(name: str, folders: Sequence[Path]) -> None:
+def _sought(name: str, folders: Sequence[Path]) -> Path:
     candidates = [folder / Path(name).expanduser() for folder in (Path.cwd(), *folders)]
-    path = next((c.resolve() for c in candidates if c.is_file()), None)
+    path = next((c for c in candidates if c.is_file()), None)
     if path is None:
         raise FileNotFoundError(f"no such file in {', '.join(str(c.parent) for c in candidates)}")
+    return path
+
+
+def _from_here(path: Path) -> str:
+    """A path below the working directory relative to it, another absolute."""
+    whole, here = os.path.abspath(path), os.getcwd()
+    return os.path.relpath(whole, here) if Path(whole).is_relative_to(here) else whole
+
+
+def _import_file(path: Path) -> None:
     module_name = f"nerf_trainer_plugin_{path.stem}"
     loaded = sys.modules.get(module_name)
     if loaded is not None and loaded.__file__ == str(path):

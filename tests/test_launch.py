@@ -234,6 +234,23 @@ def test_plugins_in_a_yaml_are_sought_beside_it(launch: Launch, tmp_path: Path) 
         assert vars(made.model_factory.renderer) == {"power": 4.0}
 
 
+def test_plugins_are_kept_as_they_are_found_from_the_working_directory(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that reads the run knows nothing of the folder that `--config-dir` named."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "top.yaml").write_text("defaults: [default_config, _self_]\nplugins: [./near.py, ./here.py]\n")
+    write_plugin(tmp_path / "mine" / "near.py", "NearRenderer")
+    write_plugin(tmp_path / "here.py", "HereRenderer")
+    ((made, kept),) = launch("-cd", "mine", "-cn", "top")
+    assert made.plugins == ("mine/near.py", "./here.py") and list(kept.plugins) == ["mine/near.py", "./here.py"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    write_plugin(elsewhere / "here.py", "HereRenderer2")
+    monkeypatch.chdir(elsewhere)
+    assert one(launch("-cd", "../mine", "-cn", "top")).plugins == (f"{tmp_path}/mine/near.py", "./here.py")
+
+
 def test_plugins_of_installed_packages(launch: Launch, tmp_path: Path) -> None:
     write_plugin(tmp_path / "installed_plug.py", "InstalledRenderer")
     info = tmp_path / "installed_plug-1.0.dist-info"
