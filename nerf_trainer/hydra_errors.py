@@ -3,20 +3,24 @@
 import os
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nerf_trainer.config import Configurable, explain
-from nerf_trainer.errors import ConfigError, keyed_line, shown, unknown_name
+from nerf_trainer.config import Configurable, defaults, explain, prune
+from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
 from nerf_trainer.override_words import with_quoted_names
 from nerf_trainer.recipes import configs_folder, recipe_names
+
+_MOST_MEANT = 3
+"""Keys that an error still names for one that was typed without its path."""
 
 
 def parsed_overrides(words: Sequence[str]) -> list[Override]:
@@ -47,6 +51,8 @@ class Composition:
     """Folders of the user's own YAMLs."""
     overrides: Sequence[str]
     """The overrides, as they were typed."""
+    compose: Callable[[Sequence[str]], DictConfig]
+    """Composes the same configuration with other overrides; may raise what Hydra raises."""
 
     def explained(self, root: type[Configurable] | None, error: Exception) -> ConfigError:
         """The ConfigError that says on one line what is wrong.
@@ -84,7 +90,34 @@ class Composition:
             return ConfigError(keyed_line(str(key or cause.full_key), problem))
         explained = explain(root, cause, key)
         composing = re.match(r"In '([^']+)':", str(error))
-        return ConfigError(keyed_line(f"{composing[1]}.yaml", str(explained))) if composing else explained
+        if composing:
+            return ConfigError(keyed_line(f"{composing[1]}.yaml", str(explained)))
+        typed = str(key or cause.full_key)
+        if typed.split(".")[0] not in defaults(root):
+            meant = self._ending_in(typed, root)
+            if 1 <= len(meant) <= _MOST_MEANT:
+                problem = f"{shown(typed)} is not a key of {root.__name__}; did you mean {' or '.join(meant)}?"
+                return ConfigError(keyed_line(typed, problem))
+        return explained
+
+    def _ending_in(self, name: str, root: type[Configurable]) -> list[str]:
+        """The keys of what is chosen that end in `name`; none where there is more that is wrong."""
+        known = defaults(root)
+        words = [word for word in self.overrides if word.lstrip("+~").partition("=")[0].split(".")[0] in known]
+        try:
+            values = OmegaConf.to_container(self.compose([with_quoted_names(word) for word in words]), resolve=False)
+            return [key for key in _keys(prune(DictConfig(values))) if key.endswith(f".{name}")]
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, UserError, ValueError, OSError):
+            return []
+
+
+def _keys(node: DictConfig, within: str = "") -> Iterator[str]:
+    """The dotted keys of a configuration, at every depth."""
+    for name in node:
+        key, value = f"{within}{name}", node._get_node(name)
+        yield key
+        if isinstance(value, DictConfig) and not value._is_none() and not value._is_interpolation():
+            yield from _keys(value, f"{key}.")
 
 
 def _override_line(error: OverrideParseException) -> str:

@@ -10,6 +10,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -157,7 +159,8 @@ def _compose_and_run(command: _Command) -> None:
         known = isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError)
         if not known and not is_hydras_own(error):
             raise
-        composition = Composition(command.config_name, command.config_dirs, command.args.overrides)
+        again = partial(_composed, command, given=[])
+        composition = Composition(command.config_name, command.config_dirs, command.args.overrides, again)
         raise composition.explained(root_class, error) from error
     if failed:
         raise failed[0]
@@ -282,21 +285,33 @@ def _named_plugins(command: _Command) -> list[str]:
             overrides.append(f"++plugins={override.get_value_string()}")
         elif override.key_or_group == "hydra.searchpath":
             overrides.append(override.input_line)
+    _store_default_config(None)
+    try:
+        cfg = _composed(command, overrides, given)
+        named = cfg.get("plugins")
+        return [str(item) for item in named] if OmegaConf.is_list(named) else []
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):
+        return []  # The same mistake is found, and explained, when the configuration is composed for real.
+
+
+def _composed(command: _Command, words: Sequence[str], given: Sequence[Override]) -> DictConfig:
+    """The configuration of a command line, and no command run.
+
+    Args:
+        words: overrides.
+        given: more of them, of which those that choose configurations are taken.
+    """
     ours = [str(folder) for folder in command.config_dirs]
+    overrides = list(words)
     if len(ours) == 2 and not any("hydra.searchpath" in o for o in overrides):
         overrides.append(f"hydra.searchpath=['file://{ours[1]}']")
-    _store_default_config(None)
     folder = ours[0] if ours and Path(ours[0]).is_dir() else str(configs_folder())
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(folder, version_base=_VERSION_BASE, job_name=command.name):
             groups = GlobalHydra.instance().config_loader()
-            chosen = [o for o in given if groups.get_group_options(o.key_or_group)]
-            cfg = hydra.compose(command.config_name, overrides + [o.input_line for o in chosen])
-            named = cfg.get("plugins")
-            return [str(item) for item in named] if OmegaConf.is_list(named) else []
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):
-        return []  # The same mistake is found, and explained, when the configuration is composed for real.
+            chosen = [o.input_line for o in given if groups.get_group_options(o.key_or_group)]
+            return hydra.compose(command.config_name, [*overrides, *(str(line) for line in chosen)])
     finally:
         GlobalHydra.instance().clear()
 

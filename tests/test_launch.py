@@ -353,6 +353,27 @@ def test_a_plugin_that_fails_names_its_line(launch: Launch, tmp_path: Path, caps
     assert "plugins: ./broken.py: can't be imported: ValueError: no luck (broken.py, line 2)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["milestones=[1]"], f"milestones: 'milestones' is not a key of Root; did you mean {LOOP}.milestones?"),
+        (["n_points=3", "milestones=[1]"], f"did you mean {MODEL}.renderer_PlainRenderer_args.n_points?"),
+        (["renderer_PlainRenderer_args.n_points=3"], f"mean {MODEL}.renderer_PlainRenderer_args.n_points?"),
+        (["speed=3"], "speed: 'speed' is not a key of Root; expected one of "),  # of a loop that is not chosen
+        (["speed=3", "training_loop_class_type=BareLoop"], "did you mean training_loop_BareLoop_args.speed?"),
+        (["--multirun", "milestones=[1],[2]"], f"did you mean {LOOP}.milestones?"),
+    ],
+)
+def test_a_nested_key_without_its_path_is_told_with_it(
+    launch: Launch, capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        launch(*words)
+    assert left.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert line in said and len(said) <= MAX_LINE
+
+
 def test_errors_of_the_task_keep_their_exit_code(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         launch("seed=13")
