@@ -18,6 +18,7 @@ from nerf_trainer.config import Configurable, defaults, explain, prune
 from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
 from nerf_trainer.override_words import with_quoted_names
 from nerf_trainer.recipes import configs_folder, recipe_names
+from nerf_trainer.yaml_files import read_yaml_text
 
 _MOST_MEANT = 3
 """Keys that an error still names for one that was typed without its path."""
@@ -66,7 +67,9 @@ class Composition:
         if isinstance(error, MissingConfigException):
             missing = str(error.missing_cfg_file or self.config_name)
             known = recipe_names(self.config_dirs)
-            return ConfigError(keyed_line("--config-name", unknown_name(missing, "is not a known config", known)))
+            within = _composed_file(error)
+            place = f"{within}: defaults" if within else "--config-name"
+            return ConfigError(keyed_line(place, unknown_name(missing, "is not a known config", known)))
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             mark = error.problem_mark
             return ConfigError(keyed_line(mark.name, f"line {mark.line + 1}: {error.problem}, expected YAML"))
@@ -89,16 +92,28 @@ class Composition:
             problem = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(cause).splitlines()[0])
             return ConfigError(keyed_line(str(key or cause.full_key), problem))
         explained = explain(root, cause, key)
-        composing = re.match(r"In '([^']+)':", str(error))
-        if composing:
-            return ConfigError(keyed_line(f"{composing[1]}.yaml", str(explained)))
+        if (within := _composed_file(error)) is not None:
+            return ConfigError(keyed_line(within, str(explained)))
         typed = str(key or cause.full_key)
-        if typed.split(".")[0] not in defaults(root):
+        if typed.split(".")[0] in defaults(root):
+            if "is not in struct" in str(cause) and (bare := self._file_without_defaults()) is not None:
+                problem = f"found no defaults there, so {typed} can't be set; expected 'defaults: [RECIPE, _self_]'"
+                return ConfigError(keyed_line(str(bare), f"{problem}, with default_config or a recipe's name"))
+        else:
             meant = self._ending_in(typed, root)
             if 1 <= len(meant) <= _MOST_MEANT:
                 problem = f"{shown(typed)} is not a key of {root.__name__}; did you mean {' or '.join(meant)}?"
                 return ConfigError(keyed_line(typed, problem))
         return explained
+
+    def _file_without_defaults(self) -> Path | None:
+        """The user's own YAML that was chosen, where it has no list `defaults`."""
+        name = f"{self.config_name.removesuffix('.yaml')}.yaml"
+        path = next((folder / name for folder in self.config_dirs if (folder / name).is_file()), None)
+        if path is None:
+            return None
+        content = yaml.safe_load(read_yaml_text(path))
+        return path if isinstance(content, dict) and "defaults" not in content else None
 
     def _ending_in(self, name: str, root: type[Configurable]) -> list[str]:
         """The keys of what is chosen that end in `name`; none where there is more that is wrong."""
@@ -118,6 +133,12 @@ def _keys(node: DictConfig, within: str = "") -> Iterator[str]:
         yield key
         if isinstance(value, DictConfig) and not value._is_none() and not value._is_interpolation():
             yield from _keys(value, f"{key}.")
+
+
+def _composed_file(error: Exception) -> str | None:
+    """The YAML that Hydra was composing when it failed."""
+    composing = re.match(r"In '([^']+)':", str(error))
+    return f"{composing[1].removesuffix('.yaml')}.yaml" if composing else None
 
 
 def _override_line(error: OverrideParseException) -> str:

@@ -345,6 +345,41 @@ def test_a_mistake_in_a_yaml_names_the_file_and_the_key(
     assert line in err
 
 
+@pytest.mark.parametrize("name", ["mine", "mine.yaml"])
+@pytest.mark.parametrize(
+    ("text", "words", "line"),
+    [
+        (
+            "defaults: [nerf_blendr, _self_]\n",
+            [],
+            "error: mine.yaml: defaults: 'nerf_blendr' is not a known config; expected one of ",
+        ),
+        ("defaults: [default_config, _self_]\nsede: 3\n", [], "error: mine.yaml: sede: 'sede' is not a key of Root"),
+        (
+            "seed: 3\n",
+            ["exp_dir=here"],
+            "mine.yaml: found no defaults there, so exp_dir can't be set; expected 'defaults: [RECIPE, _self_]'",
+        ),
+        ("seed: 3\n", [f"{LOOP}.max_epochs=3"], "mine.yaml: found no defaults there, so training_loop_LaunchLoop_args"),
+    ],
+)
+def test_a_yaml_with_wrong_defaults_is_named(
+    launch: Launch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    text: str,
+    words: list[str],
+    line: str,
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SystemExit) as left:
+        launch("-cd", ".", "-cn", name, *words)
+    assert left.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert line in said and len(said) <= MAX_LINE
+
+
 def test_a_plugin_that_fails_names_its_line(launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.py").write_text("x = 1\nraise ValueError('no luck')\n")
     with pytest.raises(SystemExit) as left:
