@@ -32,7 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import (
     ConfigKeyError,
     InterpolationResolutionError,
@@ -204,6 +204,10 @@ registry = Registry()
 # --- recipes and factories ---------------------------------------------------------------------------------------
 
 
+class _FollowingError(ConfigError):
+    """A value is wrong that follows another key; the message begins with that key, whole."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Recipe:
     """A class and the values it is made with; a value that is a recipe is made first, afresh each time."""
@@ -211,15 +215,22 @@ class _Recipe:
     cls: type
     values: dict[str, Any]
     key: str = ""
+    followed: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Full keys by the names of those values that follow them, as `${key}`."""
 
     def make(self, given: Mapping[str, Any]) -> Any:
         values = {name: _fresh(value) for name, value in self.values.items()}
         try:
             return self.cls(**values, **given)
+        except _FollowingError:
+            raise
         except ConfigError as error:
             if not self.key or str(error).startswith(self.key):
                 raise
             field, found, message = str(error).partition(": ")
+            if found and field in self.followed:
+                problem = f"{message} ({self.key}.{field} is the same)"
+                raise _FollowingError(keyed_line(self.followed[field], problem)) from error
             if found and field.split(".")[0] in self.values:
                 raise ConfigError(keyed_line(f"{self.key}.{field}", message)) from error
             raise ConfigError(keyed_line(self.key, str(error))) from error
@@ -490,9 +501,13 @@ def build(cls: type[C], cfg: DictConfig | Mapping[str, Any], **given: Any) -> C:
 
 def _recipe(cls: type, node: DictConfig) -> _Recipe:
     values: dict[str, Any] = {}
+    followed: dict[str, str] = {}
     for field in _configured(cls):
         child = field.metadata.get(_CHILD)
         if child is None:
+            written = node._get_node(field.name)
+            if isinstance(written, Node) and (other := re.fullmatch(r"\$\{(\w[\w.]*)\}", str(written._value()))):
+                followed[field.name] = other[1]
             value = _read(node, field.name)
             values[field.name] = _native(_hint(cls, field.name), value, _full_key(node, field.name))
             continue
@@ -502,7 +517,7 @@ def _recipe(cls: type, node: DictConfig) -> _Recipe:
         else:
             recipe = _recipe(chosen, _read(node, key))
             values[field.name] = Factory(recipe) if _held(child).as_factory else recipe
-    return _Recipe(cls, values, str(node._get_full_key("")))
+    return _Recipe(cls, values, str(node._get_full_key("")), followed)
 
 
 def _selected(child: _Child, node: DictConfig) -> tuple[Any, str]:

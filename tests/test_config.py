@@ -456,6 +456,33 @@ def test_an_object_that_refuses_its_values_is_named_by_its_key() -> None:
         Picky(n=-2)
 
 
+def test_a_refused_value_that_follows_another_key_is_named_by_that_key() -> None:
+    """What the user typed is the other key."""
+
+    class Schedule(Configurable):
+        n_steps: int = 1
+
+        def __post_init__(self) -> None:
+            if self.n_steps < 1:
+                raise ConfigError(f"n_steps: {self.n_steps}; expected at least 1")
+
+    class Optimizer(Configurable):
+        schedule: Schedule = nested()
+
+    class Run(Configurable):
+        n_epochs: int = 1
+        optimizer: Optimizer = nested()
+
+    within = "optimizer_args.schedule_args"
+    for written, line in (
+        ("${n_epochs}", rf"^n_epochs: 0; expected at least 1 \({within}.n_steps is the same\)$"),
+        (0, rf"^{within}.n_steps: 0; expected at least 1$"),
+    ):
+        values = {"n_epochs": 0, "optimizer_args": {"schedule_args": {"n_steps": written}}}
+        with pytest.raises(ConfigError, match=line):
+            build(Run, values)
+
+
 def test_classes_registered_later_appear_in_the_next_schema() -> None:
     class Base(ReplaceableBase):
         pass
