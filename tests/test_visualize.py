@@ -277,6 +277,32 @@ def test_no_checkpoint_is_no_random_picture(
 
 
 @pytest.mark.parametrize(
+    ("forced", "advice"),
+    [
+        (False, "restore one, or train the run anew with nerf_runner"),
+        (True, "restore it, or set resume_epoch=N, its last epoch, to take an older one"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_with_what_this_command_can_do(
+    trained: Path,
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    forced: bool,
+    advice: str,
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    if forced:
+        path = tmp_path / "run" / "expconfig.yaml"
+        path.write_text(path.read_text().replace("force_resume: false", "force_resume: true"))
+    for weights in (tmp_path / "run" / "checkpoints").glob("step-*/model*"):
+        weights.write_bytes(b"nothing")
+    assert command(f"exp_dir={tmp_path / 'run'}") == 4
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert advice in line and "resume=False" not in line
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("a: [", "expconfig.yaml"),

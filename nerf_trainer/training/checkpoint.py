@@ -57,7 +57,10 @@ class CheckpointStore:
     # --- finding -------------------------------------------------------------------------------------------------
 
     def latest(
-        self, fall_back: bool = True, preferred: Callable[[Checkpoint], bool] = lambda found: True
+        self,
+        fall_back: bool = True,
+        preferred: Callable[[Checkpoint], bool] = lambda found: True,
+        to_train: bool = True,
     ) -> Checkpoint | None:
         """The valid checkpoint of the highest step, or None where there is no checkpoint at all.
 
@@ -66,6 +69,7 @@ class CheckpointStore:
         Args:
             fall_back: whether an older one may stand in for the newest where that is bad.
             preferred: of the valid ones the newest for which this is true, where there is one.
+            to_train: whether training goes on from it; else it is only looked at, and errors advise accordingly.
 
         Raises:
             CheckpointError: there are checkpoints and all are bad, or the newest is and shall not be passed over.
@@ -79,17 +83,22 @@ class CheckpointStore:
                 newest = newest or found
             except CheckpointError as error:
                 if not fall_back:
+                    older = (
+                        "force_resume=False to go on from" if to_train else "resume_epoch=N, its last epoch, to take"
+                    )
                     raise CheckpointError(
                         f"{error}; expected the newest checkpoint to be whole, as force_resume=True takes no other; "
-                        "restore it, or set force_resume=False to go on from an older one"
+                        f"restore it, or set {older} an older one"
                     ) from None
                 reasons.append(self._reason(error))
                 self._report(path, error)
         if newest is None and reasons:
             room = MAX_LINE - 150 - len(str(self.folder))
+            advice = "to resume from; restore one, or set resume=False to start anew"
+            if not to_train:
+                advice = "to look at; restore one, or train the run anew with nerf_runner"
             raise CheckpointError(
-                f"{self.folder}: no valid checkpoint ({_listed(reasons, room)}); expected one to resume from; "
-                "restore one, or set resume=False to start anew"
+                f"{self.folder}: no valid checkpoint ({_listed(reasons, room)}); expected one {advice}"
             )
         return newest
 
@@ -240,7 +249,7 @@ class CheckpointStore:
     def _delete_leftovers(self) -> None:
         for path in self._entries():
             if _LEFTOVER.fullmatch(path.name):
-                _delete(path)
+                files.delete(path)
 
     def _commit(
         self, partial: Path, final: Path, own: Mapping[str, bytes], world_size: int, config_sha256: str
@@ -311,13 +320,13 @@ class CheckpointStore:
 
     def _discard(self, path: Path) -> None:
         """Rename, then delete: a kill in between leaves nothing that looks like a checkpoint."""
-        if not _only_ours(path):
+        if not files.only_ours(path):
             return
         trash = self.folder / f".trash-{path.name.removeprefix('.old-')}"
         names = [trash, *(trash.with_name(f"{trash.name}-{n}") for n in range(1, 1000))]
         trash = next(name for name in names if not name.exists())
         os.rename(path, trash)
-        _delete(trash)
+        files.delete(trash)
 
     def abandon_after(self, step: int) -> Path | None:
         """Move checkpoints of more than `step` steps into a new folder `abandoned-<n>`: training goes back behind them.
@@ -387,14 +396,3 @@ def _packed(model: nn.Module, optimizer: Optimizer | None, state: CheckpointStat
         packed[files.OPTIMIZER] = files.tensor_bytes(tensors)
     packed[files.STATE] = files.json_bytes({**asdict(state), "aliases": aliases, "optimizer_values": values})
     return packed
-
-
-def _only_ours(path: Path) -> bool:
-    """Whether a directory holds nothing but files of a checkpoint."""
-    return path.is_dir() and all(files.is_member(child.name) for child in path.iterdir())
-
-
-def _delete(path: Path) -> None:
-    """Delete a directory of ours, unless somebody put a file of another kind into it."""
-    if _only_ours(path):
-        shutil.rmtree(path)

@@ -73,6 +73,17 @@ def is_member(name: str) -> bool:
     return name == MANIFEST or _MEMBER.fullmatch(name) is not None
 
 
+def only_ours(path: Path) -> bool:
+    """Whether a directory holds nothing but files of a checkpoint."""
+    return path.is_dir() and all(is_member(child.name) for child in path.iterdir())
+
+
+def delete(path: Path) -> None:
+    """Delete a directory of ours, unless somebody put a file of another kind into it."""
+    if only_ours(path):
+        shutil.rmtree(path)
+
+
 # --- writing -----------------------------------------------------------------------------------------------------
 
 

@@ -98,7 +98,7 @@ class ImplicitronModelFactory(ModelFactoryBase):
             return None
         if self.resume_epoch >= 0:
             return store.at_epoch(self.resume_epoch + 1)
-        checkpoint = store.latest(fall_back=not self.force_resume)
+        checkpoint = store.latest(fall_back=not self.force_resume, to_train=not eval_only)
         if checkpoint is None and eval_only:
             raise CheckpointError(
                 f"no checkpoint in {exp_dir}; expected one to evaluate; train first or point exp_dir to a trained run"
