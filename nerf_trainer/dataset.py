@@ -29,7 +29,7 @@ from nerf_trainer.data.inspection.formats import recognise
 from nerf_trainer.data.inspection.frames import inspect
 from nerf_trainer.data.source import DataSourceBase, ImplicitronDataSource
 from nerf_trainer.data.splits import DatasetMap
-from nerf_trainer.errors import ConfigError, DataError, StorageError, UserError, unknown_name
+from nerf_trainer.errors import ConfigError, DataError, StorageError, UserError, keyed_line, shown, unknown_name
 from nerf_trainer.experiment import Experiment
 from nerf_trainer.override_words import with_quoted_names
 from nerf_trainer.visualization.data_pictures import contact_sheet_of, frusta_of
@@ -266,11 +266,19 @@ def _given(word: str) -> str:
         return text
 
 
-def _settled(words: list[str]) -> tuple[list[str], list[str]]:
-    """The command line with `data_source=FOLDER` written out, and what that was written out to."""
+def _settled(verb: str, words: list[str]) -> tuple[list[str], list[str]]:
+    """The command line with `data_source=FOLDER` written out, and what that was written out to.
+
+    Raises:
+        ConfigError: a folder stands there by itself.
+    """
     settled: list[str] = []
     short: list[str] = []
-    for word in words:
+    for previous, word in zip(["", *words], words, strict=False):
+        alone = "=" not in word and not word.startswith(("-", "~")) and not previous.startswith("-")
+        if alone and ("/" in word or os.path.exists(word)):
+            meant = shell_line("nerf_data", [verb, assignment("data_source", word)])
+            raise ConfigError(keyed_line("command line", f"{shown(word)} is no override; did you mean {meant}?"))
         if word.startswith("data_source="):
             import nerf_trainer.data  # noqa: F401  (registers the formats)
 
@@ -293,7 +301,7 @@ def _console() -> Console:
 
 
 def _main_check() -> None:
-    sys.argv[1:], short = _settled(sys.argv[1:])
+    sys.argv[1:], short = _settled("check", sys.argv[1:])
 
     def task(config: DictConfig, _: list[str]) -> None:
         with torch.no_grad():
@@ -303,7 +311,7 @@ def _main_check() -> None:
 
 
 def _main_convert() -> None:
-    sys.argv[1:], _ = _settled(sys.argv[1:])
+    sys.argv[1:], _ = _settled("convert", sys.argv[1:])
 
     def task(config: DictConfig, _: list[str]) -> None:
         convert(build(ConvertOptions, _own(config, ConvertOptions)), Source.of(config), _console())

@@ -2,10 +2,12 @@
 
 import os
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,6 +16,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nerf_trainer.command_line import assignment
 from nerf_trainer.config import Configurable, defaults, explain, prune
 from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown, unknown_name
 from nerf_trainer.override_words import with_quoted_names
@@ -34,6 +37,25 @@ def parsed_overrides(words: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(words))
     except OverrideParseException as error:
         raise ConfigError(_override_line(error)) from error
+
+
+def refuse_flags(message: str) -> NoReturn:
+    """Say what argparse found wrong in the flags of ``sys.argv``; an option that was typed as a flag is told as it is.
+
+    Raises:
+        ConfigError: always.
+    """
+    unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+    option = re.fullmatch(r"--?([A-Za-z_][\w.]*)(=.*)?", unknown)
+    if option is None or unknown not in sys.argv:
+        raise ConfigError(keyed_line("command line", f"{message}; --help lists the flags"))
+    following = sys.argv[sys.argv.index(unknown) + 1 :]
+    is_value = bool(following) and not following[0].startswith("-") and "=" not in following[0]
+    word = (
+        option[1] + option[2] if option[2] else assignment(option[1], following[0]) if is_value else f"{option[1]}=..."
+    )
+    problem = f"{shown(unknown)} is no flag; options are typed without dashes: {word}; --help lists the flags"
+    raise ConfigError(keyed_line("command line", problem))
 
 
 def is_hydras_own(error: Exception) -> bool:

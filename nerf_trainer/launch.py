@@ -35,7 +35,7 @@ from nerf_trainer.command_line import RUNNER_SUMMARY, assignment, chosen_words, 
 from nerf_trainer.config import Configurable, defaults, explain
 from nerf_trainer.config_sources import require_harmless, watch_config_files
 from nerf_trainer.errors import ConfigError, UserError, keyed_line, shown
-from nerf_trainer.hydra_errors import Composition, is_hydras_own, parsed_overrides
+from nerf_trainer.hydra_errors import Composition, is_hydras_own, parsed_overrides, refuse_flags
 from nerf_trainer.interpolations import limit_interpolations
 from nerf_trainer.override_words import as_typed, with_quoted_names
 from nerf_trainer.plugins import import_plugins, make_importable
@@ -106,7 +106,13 @@ def run_hydra(
         SystemExit: with the code of a UserError, after its one line on stderr. With ``NERF_TRAINER_DEBUG=1`` the
             error itself is raised. Errors that are not the user's are always raised.
     """
-    args = _settle_arguments()
+    try:
+        args = _settle_arguments()
+    except ConfigError as error:
+        if os.environ.get("NERF_TRAINER_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     command = _Command(name, summary, root, task, args.config_name or config_name, args, has_recipes)
     for folder in (Path.cwd(), *command.config_dirs):
         make_importable(folder)
@@ -227,8 +233,13 @@ def _settle_arguments() -> Namespace:
 
     Flags may stand between overrides, ``--config-path`` is relative to the working directory, not to this module, and
     digits with underscores are a name. The overrides that are returned are as they were typed.
+
+    Raises:
+        ConfigError: a flag is none of Hydra's, or lacks its value.
     """
-    args = get_args_parser().parse_intermixed_args()
+    parser = get_args_parser()
+    parser.error = refuse_flags  # argparse's own prints all flags
+    args = parser.parse_intermixed_args()
     flags = sys.argv[:0:-1]
     for override in reversed(args.overrides):
         flags.remove(override)

@@ -99,6 +99,24 @@ def poses(root: Path, change: Callable[[np.ndarray, int], np.ndarray], split: st
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.parametrize("verb", ["check", "convert"])
+@pytest.mark.parametrize(
+    ("folder", "word"),
+    [
+        ("/some/my-folder", "data_source=/some/my-folder"),
+        ("here", "data_source=here"),
+        ("scene://solids", "\"data_source='scene://solids'\""),
+    ],
+)
+def test_a_folder_by_itself_is_told_with_its_key(nerf_data: Typed, verb: str, folder: str, word: str) -> None:
+    Path("here").mkdir()
+    code, _, err = nerf_data(verb, folder, "max_images=3")
+    said = f"'{folder}' is no override; did you mean nerf_data {verb} {word}?"
+    assert (code, err) == (2, f"error: command line: {said}\n")
+    code, _, err = nerf_data(verb, "--config-dir", "here", "nerf_blender")
+    assert code == 2 and err.endswith("did you mean --config-name nerf_blender?\n")
+
+
 def test_the_embedded_scene_is_clean_and_nerf_runner_reads_what_is_printed(
     nerf_data: Typed, tmp_path: Path, compose: Callable[..., object]
 ):

@@ -293,6 +293,16 @@ def test_plugins_of_installed_packages(launch: Launch, tmp_path: Path) -> None:
         (["plugins=3"], "plugins: 3 does not fit, expected list[str]"),
         (["--config-name", "nerf_blendr"], "--config-name: 'nerf_blendr' is not a known config; expected one of "),
         (["--config-dir", "nowhere"], "nowhere: no such folder"),
+        (
+            ["--exp_dir", "runs/e"],
+            "command line: '--exp_dir' is no flag; options are typed without dashes: exp_dir=runs/e;",
+        ),
+        (
+            ["--exp_dir=runs/e", "seed=3"],
+            "'--exp_dir=runs/e' is no flag; options are typed without dashes: exp_dir=runs/e;",
+        ),
+        (["seed=3", "--resume"], "'--resume' is no flag; options are typed without dashes: resume=...;"),
+        (["--config-name"], "command line: argument --config-name/-cn: expected one argument; --help lists the flags"),
         (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
         (
             ["exp_dir=${oc.env:UNSET_FOLDER}", "--cfg", "job", "-p", "exp_dir"],
