@@ -66,7 +66,8 @@ class OccupancyGrid(Configurable, nn.Module):
     step_size: float | None = None
     """Distance between samples, world units; null: the diagonal of the innermost box / 1024."""
     cone_angle: float = 0.0
-    """Growth of the step with the distance from the camera, from step_size on; 1/256 suits scenes without bounds."""
+    """Growth of the step with the distance from the camera, from step_size on; above 0 for scenes without bounds:
+    1/256 in Instant-NGP, 1/64 in ngp_unbounded."""
     max_samples_per_ray: int = 1024
     """A ray ends after this many samples."""
     update_interval: int = 16
@@ -78,7 +79,7 @@ class OccupancyGrid(Configurable, nn.Module):
     """What an update leaves of the densities of before."""
     occupancy_threshold: float = 0.01
     """Optical thickness of a step (density times width) from which a cell is occupied; the mean of the cells of the
-    innermost box where that is less, whose steps are the smallest."""
+    innermost box that any view sees where that is less, whose steps are the smallest."""
 
     def __post_init__(self) -> None:
         self._check()
@@ -316,19 +317,22 @@ class OccupancyGrid(Configurable, nn.Module):
         )
         is_seen = self.densities >= 0.0
         thickness = self.densities.clamp(min=0.0) * widths
-        mean = self._in_the_box(thickness).sum() / self._in_the_box(is_seen).sum().clamp(min=1)
+        n_seen = self._sums(is_seen)
+        nearest = (n_seen > 0).int().argmax(dim=0, keepdim=True)  # 0, unless no view sees any of the box
+        mean = (self._sums(thickness) / n_seen.clamp(min=1)).gather(0, nearest)
         return is_seen & (thickness >= (_OF_MEAN * mean).clamp(max=self.occupancy_threshold))
 
-    def _in_the_box(self, values: Shaped[Tensor, "C cells"]) -> Shaped[Tensor, "..."]:
-        """The values of the cells in the innermost box.
+    def _sums(self, values: Shaped[Tensor, "C cells"]) -> Shaped[Tensor, "..."]:
+        """The sum of the values of each box, from the innermost on; contracted, of the box and of all space.
 
         In the even fog that training begins with, steps far away are thick: a mean of all cells would leave out the
         box, and nothing could grow where nobody looks.
         """
         if not self.contraction:
-            return values[0]
+            return values.sum(dim=1)
         middle = slice(self.resolution // 4, 3 * self.resolution // 4)
-        return values.view([self.resolution] * 3)[middle, middle, middle]
+        box = values.view([self.resolution] * 3)[middle, middle, middle]
+        return torch.stack([box.sum(), values.sum()])
 
     def _set_bits(self, occupied: Bool[Tensor, "C cells"]) -> None:
         self.bits.copy_(pack_cells(occupied))

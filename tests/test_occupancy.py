@@ -126,6 +126,18 @@ def test_the_fog_that_training_begins_with_is_occupied_within_the_box_too(option
     assert grid.fraction_occupied() == 1.0
 
 
+@pytest.mark.parametrize("options", [{"n_cascades": 3}, {"contraction": True}])
+def test_where_no_view_sees_the_box_cells_around_it_are_judged_by_each_other(options: dict[str, object]) -> None:
+    """Views begin beyond the whole box (a near that is too large): its mean says nothing."""
+    grid = OccupancyGrid(**{"resolution": 32, "cone_angle": 1 / 256, **options})
+    grid.mark_unseen(orbit(3), near=7.0)
+    seen = grid.fraction_occupied()
+    assert 0.0 < seen < 1.0
+    for step in (0, 16):
+        grid.update(step, lambda points: (points[:, :1] > 0.0).float())
+    assert 0.0 < grid.fraction_occupied() < 0.7 * seen
+
+
 def test_a_box_that_nothing_is_in_leaves_what_is_around_it() -> None:
     grid = small(resolution=32, n_cascades=2)
     grid.update(0, lambda p: torch.where(p.abs().amax(dim=-1, keepdim=True) < 1.0, 0.0, 1.0))

@@ -105,7 +105,7 @@ class ImplicitronTrainingLoop(TrainingLoopBase):
     checkpoint_interval: int = 0
     """Also save a checkpoint whenever this many more steps are done; 0: only at the ends of epochs."""
     checkpoint_seconds: float = 0.0
-    """Save at the end of an epoch only if the last checkpoint is at least this old; the last epoch always saves."""
+    """Save at the end of an epoch only if the last checkpoint is this old; the first and the last epoch always save."""
     test_interval: int = -1
     """Evaluate on the test views after the first epoch and every so many more; 0 or less: never while training."""
     validation_interval: int = 1
@@ -277,8 +277,9 @@ class _Training:
         self._previews.curves(self._stats.history, at_once=True)
 
     def _checkpoint_is_due(self) -> bool:
-        """Whether the last checkpoint is old enough by the first rank's clock."""
-        return self._run.runtime.main_decides(time.monotonic() - self._saved_at >= self._loop.checkpoint_seconds)
+        """Whether the last checkpoint is old enough by the first rank's clock, or there is none to go back to yet."""
+        is_old = time.monotonic() - self._saved_at >= self._loop.checkpoint_seconds
+        return self._run.runtime.main_decides(is_old or self._session.last_save is None)
 
     def _steps(self) -> Callable[[], None] | None:
         """The steps that are left of an epoch; what to do first where training can't go on from them."""

@@ -148,6 +148,13 @@ def test_ten_in_a_row_go_back_to_the_newest_checkpoint_once(tmp_path, breaking, 
     assert assert_checkpoints_are_finite(tmp_path / "broken") >= 2
 
 
+@pytest.mark.fault(row=40)
+def test_checkpoints_that_are_rare_leave_one_to_go_back_to_from_the_first_epoch_on(tmp_path, breaking, capsys) -> None:
+    breaking(range(9, 9 + MAX_SKIPPED_IN_A_ROW))
+    experiment(tmp_path, checkpoint_seconds=1e6, max_epochs=6, metric_print_interval=1).run()
+    assert "up to step 19; going back to the checkpoint of step 4" in " ".join(capsys.readouterr().out.split())
+
+
 def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
@@ -186,7 +193,7 @@ def test_a_checkpoint_that_is_put_off_is_saved_after_the_next_step(tmp_path, bre
     breaking(range(7, 10))
     options = {"checkpoint_interval": 8, "checkpoint_seconds": 1e6, "store_checkpoints_purge": 0}
     experiment(tmp_path, max_epochs=5, **options).run()
-    assert saved_steps(tmp_path / "checkpoints") == [11, 16, 20]
+    assert saved_steps(tmp_path / "checkpoints") == [4, 11, 16, 20]
 
 
 @pytest.mark.fault(row=40)
