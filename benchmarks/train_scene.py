@@ -8,6 +8,7 @@ their own. With --video, the fly-around is rendered too; words for nerf_visualiz
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.record import add_options, passport, write
+from benchmarks.time_to_quality import FIRST_STEPS, seconds_at, spans
+from benchmarks.trainings import logged
 
 
 def run(module: str, *arguments: str) -> float:
@@ -26,21 +31,35 @@ def run(module: str, *arguments: str) -> float:
 
 
 def speed(metrics: Path) -> dict[str, Any]:
-    """Median, tenth and ninetieth percentile of the logged intervals after the first tenth of the steps."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    """Median, tenth and ninetieth percentile of the logged intervals after the first tenth of the steps; seconds of all
+    steps, and of the first, in which a step is compiled and captured; and the curve of the validations."""
+    rows = logged(metrics.parent)
     train = [row for row in rows if row["split"] == "train"]
     steady = [row for row in train if row["step"] > train[-1]["step"] / 10]
     ms = [1e3 * row["sec_per_step"] for row in steady]
     tenths = statistics.quantiles(ms, n=10)
+    validated = [row for row in rows if row["split"] == "val" and "loss_rgb_psnr" in row]
+    parts = spans(rows)
     return {
         "steps": train[-1]["step"],
+        "training_seconds": round(seconds_at(parts, train[-1]["step"])[0], 1),
+        f"first_{FIRST_STEPS}_steps_seconds": round(seconds_at(parts, FIRST_STEPS)[0], 1),
         "ms_per_step_median": round(statistics.median(ms), 2),
         "ms_per_step_p10": round(tenths[0], 2),
         "ms_per_step_p90": round(tenths[-1], 2),
         "rays_per_s_median": round(statistics.median(row["rays_per_s"] for row in steady)),
         "peak_memory_gib": train[-1]["peak_memory_gib"],
         "train_psnr_last": round(train[-1].get("loss_rgb_psnr", float("nan")), 3),
+        "validation_psnr": {row["step"]: round(row["loss_rgb_psnr"], 2) for row in validated},
     }
+
+
+def kernel_cache() -> str:
+    """Whether Triton finds kernels compiled before: warm or cold; "none" where there is no GPU to compile for."""
+    if not torch.cuda.is_available():
+        return "none"
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    return "warm" if folder.is_dir() and any(folder.iterdir()) else "cold"
 
 
 def main() -> None:
@@ -59,7 +78,8 @@ def main() -> None:
     if options.video is not None:
         parts.append(("video", "nerf_trainer.visualize", [f"exp_dir={options.exp_dir}", *options.video]))
     record: dict[str, Any] = {"benchmark": "train_scene", **passport(options.commit)}
-    record |= {"command": " ".join(["nerf_runner", *options.runner]), "wall_seconds": {}}
+    record |= {"command": " ".join(["nerf_runner", *options.runner]), "kernel_cache": kernel_cache()}
+    record["wall_seconds"] = {}
     for name, module, words in parts:
         record["wall_seconds"][name] = run(module, *words)
         record |= speed(options.exp_dir / "metrics.jsonl")
