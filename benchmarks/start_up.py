@@ -3,9 +3,10 @@
     python -m benchmarks.start_up
     python -m benchmarks.start_up --no-quickstart
 
-`nerf_runner --help` and `--cfg job` are run ten times each, in a process of its own each. The quickstart is trained
-by the command as it stands, but for a look at the test views after each epoch: its seconds are those of training, from
-its log, without evaluations; those of the whole, and those until the test views first reached the target.
+`nerf_runner --help`, `--cfg job` and two steps of the quickstart are run ten times each, in a process of its own each.
+The quickstart is trained by the command as it stands, but for a look at the test views after each epoch: its seconds
+are those of training, from its log, without evaluations; those of the whole, and those until the test views first
+reached the target.
 """
 
 import argparse
@@ -21,15 +22,25 @@ from typing import Any
 from benchmarks.record import add_options, passport, write
 from benchmarks.timing import summary, table
 
-COMMANDS = {"help": ("--help",), "cfg_job": ("--cfg", "job")}
+LOADER = "data_source_ImplicitronDataSource_args.data_loader_map_provider_ResidentDataLoaderMapProvider_args"
+COMMANDS = {
+    "help": ("--help",),
+    "cfg_job": ("--cfg", "job"),
+    "two_steps": (
+        *("--config-name", "quickstart", "exp_dir=run", "max_epochs=1", "test_when_finished=false"),
+        f"{LOADER}.dataset_length_train=2",
+    ),
+}
 
 
 def seconds_of(words: tuple[str, ...]) -> float:
-    """Wall seconds of the command."""
+    """Wall seconds of the command, in an empty folder on the CPU."""
     command = Path(sys.executable).parent / "nerf_runner"
-    began = time.perf_counter()
-    subprocess.run([str(command), *words], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        subprocess.run([str(command), *words], check=True, stdout=subprocess.DEVNULL, cwd=folder, env=environment)
+        return time.perf_counter() - began
 
 
 def quickstart(target: float) -> dict[str, Any]:
@@ -72,7 +83,7 @@ def main(words: list[str] | None = None) -> None:
     if not options.no_quickstart:
         record |= quickstart(options.target)
     print("written to", write("start_up", record, options.out))
-    shown = {name: value for name, value in record.items() if name.startswith(("help", "cfg_job", "quickstart"))}
+    shown = {name: value for name, value in record.items() if name.startswith((*COMMANDS, "quickstart"))}
     print(table([shown], list(shown)))
 
 

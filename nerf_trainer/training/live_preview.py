@@ -43,6 +43,8 @@ class LivePreviews:
         self._given_up: set[str] = set()
         self._curves_at = 0.0
         self._held_out: tuple[str, FrameData] | None = None
+        if run.preview is not None and interval > 0:
+            run.preview.knock()  # so that nothing is rendered for a server that isn't there
 
     def is_due(self, step: int) -> bool:
         """Whether pictures are due after a step."""

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from nerf_trainer.config import ReplaceableBase, registry
 from nerf_trainer.errors import ConfigError, unknown_name
 from nerf_trainer.schedules import ParameterReplacement
+from nerf_trainer.training import eager_optimizers
 from nerf_trainer.training.weight_average import keep_average_
 
 DEFAULT_GROUP = "default"
@@ -302,14 +303,14 @@ class ImplicitronOptimizerFactory(OptimizerFactoryBase):
         how: dict[str, Any] = {"fused": True} if fused else {"foreach": self.foreach}
         how["weight_decay"] = self.weight_decay
         if self.breed == "Adam":
-            return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, **how)
+            return eager_optimizers.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, **how)
         if self.breed == "SGD":
-            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, **how)
+            optimizer = eager_optimizers.SGD(groups, lr=self.lr, momentum=self.momentum, **how)
             if fused and self.momentum != 0:
                 _fill_momentum_(optimizer)
                 optimizer.register_load_state_dict_post_hook(_fill_momentum_)
             return optimizer
-        return torch.optim.Adagrad(groups, lr=self.lr, **how)
+        return eager_optimizers.Adagrad(groups, lr=self.lr, **how)
 
 
 def _fill_momentum_(optimizer: Optimizer) -> None:

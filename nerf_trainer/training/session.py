@@ -40,6 +40,10 @@ class Preview(Protocol):
         """Whether anybody may see it; if not, nothing need be rendered for it. Showing curves finds out anew."""
         ...
 
+    def knock(self) -> None:
+        """Begin to find out whether anybody may see it."""
+        ...
+
     def curves(self, history: History) -> None:
         """Show every metric of the run so far."""
         ...

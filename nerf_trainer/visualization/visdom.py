@@ -77,7 +77,7 @@ class VisdomClient:
         self._failed = False
         self._quiet_until = 0.0
         self._waiting: dict[tuple[str, str], Callable[[], dict[str, Any]]] = {}
-        self._closing = False
+        self._closing = self._knocks = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
 
@@ -90,6 +90,13 @@ class VisdomClient:
     def resting(self) -> bool:
         """True for a while after the server failed: nothing is sent then. What is shown later tries it again."""
         return time.monotonic() < self._quiet_until
+
+    def knock(self) -> None:
+        """Find out whether the server is there, before there is anything to show."""
+        with self._changed:
+            if self._thread.ident is None and not self._closing:
+                self._knocks = True
+                self._thread.start()
 
     def image(self, picture: UInt8[np.ndarray, "H W 3"], env: str, window: str, title: str, caption: str = "") -> None:
         """Show a picture in a window of an environment, in place of what the window showed."""
@@ -141,21 +148,31 @@ class VisdomClient:
             return self._waiting.pop(next(iter(self._waiting))) if self._waiting else None
 
     def _work(self) -> None:
+        if self._knocks:
+            self._attempt(self._try_to_connect)
         while (message := self._taken()) is not None:
-            if self.resting:
-                continue
-            try:
-                self._post(message())
-                self._failed = False
-            except (OSError, http.client.HTTPException) as error:
-                self._quiet_until = time.monotonic() + _SECONDS_BETWEEN_TRIES
-                self._failed = True
-                if not self._noticed:
-                    self._noticed = True
-                    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
-                    self._notice(
-                        f"no live previews: no visdom server at {self._name} ({reason}); `make visdom` starts one"
-                    )
+            if not self.resting:
+                self._attempt(lambda message=message: self._post(message()))
+
+    def _attempt(self, exchange: Callable[[], None]) -> None:
+        """Have something out with the server; where that fails, it is left alone for a while."""
+        try:
+            exchange()
+            self._failed = False
+        except (OSError, http.client.HTTPException) as error:
+            self._quiet_until = time.monotonic() + _SECONDS_BETWEEN_TRIES
+            self._failed = True
+            if not self._noticed:
+                self._noticed = True
+                reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
+                self._notice(f"no live previews: no visdom server at {self._name} ({reason}); `make visdom` starts one")
+
+    def _try_to_connect(self) -> None:
+        connection = self._connect()
+        try:
+            connection.connect()
+        finally:
+            connection.close()
 
     def _post(self, message: dict[str, Any]) -> None:
         connection = self._connect()
@@ -186,6 +203,10 @@ class VisdomPreview:
     def reachable(self) -> bool:
         """False from the server's failure until it answered again, which showing curves finds out."""
         return self._client.reachable
+
+    def knock(self) -> None:
+        """Find out whether the server is there, before there is anything to show."""
+        self._client.knock()
 
     def curves(self, history: History) -> None:
         """Show every metric over the steps, a line a split, in a window `stat_plot_<metric>` each."""

@@ -23,8 +23,8 @@ def test_training_seconds_count_until_the_quality_is_first_reached(tmp_path, mon
 
     def run(command, **_):
         commands.append(command)
-        folder = next((word.removeprefix("exp_dir=") for word in command if word.startswith("exp_dir=")), None)
-        if folder is not None:
+        if command[-1].endswith("test_interval=1"):
+            folder = next(word.removeprefix("exp_dir=") for word in command if word.startswith("exp_dir="))
             run_folder = Path(folder)
             run_folder.mkdir()
             rows = []
@@ -37,8 +37,9 @@ def test_training_seconds_count_until_the_quality_is_first_reached(tmp_path, mon
     monkeypatch.setattr(start_up.subprocess, "run", run)
     start_up.main(["--repeats", "2", "--out", str(tmp_path), "--commit", "none"])
     assert [command[1:] for command in commands[:4]] == [["--help"]] * 2 + [["--cfg", "job"]] * 2
+    assert [command[-1].endswith("dataset_length_train=2") for command in commands[4:]] == [True, True, False]
     # Without a look after each epoch nothing is known but the end.
-    assert commands[4][-1] == "training_loop_ImplicitronTrainingLoop_args.test_interval=1"
+    assert commands[-1][-1] == "training_loop_ImplicitronTrainingLoop_args.test_interval=1"
     record = json.loads((tmp_path / "start_up.json").read_text())
     assert record["quickstart_train_s"] == pytest.approx(33.0) and record["quickstart_psnr"] == psnr[-1]
     assert record["quickstart_steps"] == 100
@@ -50,4 +51,5 @@ def test_help_is_timed_in_a_process_of_its_own(tmp_path):
     """No bound on the seconds: what they are depends on the machine."""
     start_up.main(["--repeats", "1", "--no-quickstart", "--out", str(tmp_path), "--commit", "none"])
     record = json.loads((tmp_path / "start_up.json").read_text())
-    assert record["help_s_median"] > 0 and record["cfg_job_s_median"] > 0 and "quickstart_psnr" not in record
+    assert record["help_s_median"] > 0 and record["cfg_job_s_median"] > 0 and record["two_steps_s_median"] > 0
+    assert "quickstart_psnr" not in record

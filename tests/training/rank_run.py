@@ -92,6 +92,9 @@ class Watcher:
     def __init__(self, folder: str) -> None:
         self._file = Path(folder, f"shown-{torch.distributed.get_rank()}")
 
+    def knock(self) -> None:
+        """Somebody is there."""
+
     def curves(self, history: History) -> None:
         """Not looked at."""
 

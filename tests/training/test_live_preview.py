@@ -28,6 +28,10 @@ class Watcher:
         self.views = []
         self.n_sources = []
         self.curve = []
+        self.knocks = 0
+
+    def knock(self):
+        self.knocks += 1
 
     def curves(self, history: History):
         self.curve.append(history.curve("train", "objective")[0])
@@ -82,7 +86,7 @@ def test_the_batch_and_a_view_that_is_not_trained_on_are_shown(tmp_path, monkeyp
 def test_nothing_is_rendered_where_nobody_sees_it(tmp_path, monkeypatch, reachable, interval):
     watcher = Watcher(reachable)
     train(tmp_path, monkeypatch, watcher, visualize_interval=interval)
-    assert watcher.views == []
+    assert watcher.views == [] and watcher.knocks == interval, "who shows curves alone asks for nobody"
 
 
 def test_nothing_is_rendered_where_the_curves_find_nobody(tmp_path, monkeypatch):

@@ -192,6 +192,21 @@ def test_a_server_that_does_not_answer_is_told_of_once(kind, monkeypatch):
     assert "visdom" in notices[0] and f"127.0.0.1:{port}" in notices[0] and "\n" not in notices[0]
 
 
+def test_knocking_finds_out_before_there_is_anything_to_show():
+    with refusing() as port:
+        live, notices = client(port)
+        VisdomPreview(live, "run").knock()
+        wait_for(lambda: not live.reachable)
+        wait_for(lambda: notices)
+        live.close()
+    with server() as (port, got):
+        live, notices = client(port)
+        VisdomPreview(live, "run").knock()
+        live.image(PICTURE, "run", "image", "image")
+        live.close(120.0)
+    assert live.reachable and len(got) == 1 and notices == []
+
+
 def test_who_shows_something_never_waits(monkeypatch):
     """The thread is stuck in a server until this one, which showed hundreds of pictures meanwhile, lets it go."""
     started, go_on, sent = threading.Event(), threading.Event(), []
