@@ -156,15 +156,15 @@ class Numbers:
         return found or None
 
     def training(self, name: str) -> str | None:
-        """Seconds of a whole training, from the process's start to its end and of its steps alone, and what it reached
-        on views held out.
+        """Seconds of a whole training, from the process's start to its end, with compiled kernels and without them, and
+        what it reached on views held out.
         """
-        record = self._read(name)
-        if record is None:
+        cold, warm = self._read(name), self._read(f"{name}_warm")
+        if cold is None or warm is None:
             return None
-        steps = record["steps"] * record["ms_per_step_median"] / 1e3
-        psnr = record["test"][0]["metrics"]["psnr_full_image"]
-        return f"{record['wall_seconds']['train']:.0f} s, {steps:.0f} s of steps; {psnr:.1f} dB"
+        seconds, first = (record["wall_seconds"]["train"] for record in (warm, cold))
+        psnr = warm["test"][0]["metrics"]["psnr_full_image"]
+        return f"{seconds:.0f} s ({first:.0f} s where kernels are compiled first); {psnr:.1f} dB"
 
     def start(self, name: str, unit: str) -> str | None:
         """A number of the start-up's record."""
