@@ -117,9 +117,10 @@ def headline(numbers: Numbers) -> str:
             [f"`ngp_blender`, lego to {target} dB, without capturing", ours, f"{must:g} ({aim:g}) s", f"{theirs} s"]
         )
     final = numbers.final_psnr("ngp_blender") or MISSING
+    tensorf = shown(numbers.seconds_to("tensorf_blender").get(35), "s")
     rows += [
         ["`ngp_blender`, lego after 20,000 steps, all test views", final, "36.2 dB", "36.1 dB (20 views)"],
-        ["`tensorf_blender`, lego to 35 dB, without capturing", shown(numbers.seconds_to("tensorf_blender").get(35), "s"), "90 s", ""],
+        ["`tensorf_blender`, lego to 35 dB, without capturing", tensorf, "90 s", ""],
         [
             "`ngp_unbounded`, a capture from all round, from the command to the end of training",
             numbers.training("ngp_unbounded_capture_bf16") or MISSING,

@@ -13,13 +13,11 @@ from torch.optim import Optimizer
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
-_WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
-"""Methods of every optimizer that have such a wrapper."""
-
 
 def _eager(kind: type[OptimizerT]) -> type[OptimizerT]:
     """The class without the wrappers; where a version of torch has none, its methods are as they were."""
-    methods = {name: inspect.unwrap(getattr(kind, name)) for name in _WRAPPED}
+    wrapped = (kind.add_param_group, kind.zero_grad, kind.state_dict, kind.load_state_dict)
+    methods = {method.__name__: inspect.unwrap(method) for method in wrapped}
     methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
     names = {**methods, "__doc__": kind.__doc__, "__module__": __name__}
     return cast(type[OptimizerT], type(kind.__name__, (kind,), names))
