@@ -1,8 +1,9 @@
 """torch's optimizers for programs that compile nothing.
 
 Methods of torch.optim ask torch.compile's tracer to leave them alone, and import it for that: nine hundred modules,
-one to three seconds at the start of each training. The classes here have what those methods wrap instead, and do the
-same otherwise.
+one to three seconds at the start of each training of one process; DistributedDataParallel imports it in any case. The
+classes here have what those methods wrap instead, and do the same otherwise, but for `differentiable`, which they leave
+out: steps are never differentiated.
 """
 
 import inspect
