@@ -1,6 +1,7 @@
 """Train a recipe on a scene, evaluate it, and record what it took and reached.
 
-    python -m benchmarks.train_scene --name lego_bf16 --exp-dir runs/lego -- --config-name nerf_blender precision=bf16 max_epochs=25
+    python -m benchmarks.train_scene --name lego_bf16 --exp-dir runs/lego -- \\
+        --config-name nerf_blender precision=bf16 max_epochs=25
 
 What stands after -- goes to nerf_runner as it is; training and evaluation are runs of the command, in processes of
 their own. With --video, the fly-around is rendered too; words for nerf_visualizer may follow it.
@@ -55,7 +56,7 @@ def speed(metrics: Path) -> dict[str, Any]:
 
 
 def kernel_cache() -> str:
-    """Whether Triton finds any kernels compiled before, if not all that it needs: warm or cold; "none" without a GPU."""
+    """Whether Triton finds any kernels compiled before, if not all it needs: warm or cold; "none" without a GPU."""
     if not torch.cuda.is_available():
         return "none"
     folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
