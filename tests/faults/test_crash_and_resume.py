@@ -45,8 +45,9 @@ def uninterrupted(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def newest_step(folder: Path) -> int:
-    """By the directories' names alone."""
-    return max((int(path.name[5:]) for path in folder.glob("checkpoints/step-*")), default=0)
+    """By the directories' names alone. One that makes way for another of its step counts until that has its place."""
+    found = [*folder.glob("checkpoints/step-*"), *folder.glob("checkpoints/.old-step-*")]
+    return max((int(path.name.rpartition("-")[2]) for path in found), default=0)
 
 
 def last_logged(folder: Path) -> int:
