@@ -59,7 +59,9 @@ class Clock:
 
 LONG_TEST = pytest.mark.fault(row=59, long=True)
 """At quick a server that never answers and one that dies; tests/visualization/test_visdom.py has the others."""
-LONG = {"max_epochs": 40, "metric_print_interval": 8, "visualize_interval": 8}
+LONG = {"max_epochs": 80, "metric_print_interval": 8, "visualize_interval": 8}
+"""Views and curves every few milliseconds, for ten times as long as a server is waited for here and more. A server that
+never answers is shown what comes until it has been waited for, and nothing for the 30 s after that."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_no_server_changes_a_training(
     weights_without: str,
 ):
     """Time is measured within the run: what the training's thread spends on previews, and all that other threads do."""
-    monkeypatch.setattr(visdom, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(visdom, "TIMEOUT_SECONDS", 0.1)
     shown = Clock()
     shown.watch(monkeypatch, LivePreviews, "pictures")
     shown.watch(monkeypatch, LivePreviews, "curves")
@@ -96,7 +98,7 @@ def test_no_server_changes_a_training(
     others = process - thread
     assert shown.thread + others < SHARE * thread
     assert shown.wall < 3 * SHARE * wall, "three times as much on a busy machine's clock"
-    assert closed.wall < 3 * visdom.TIMEOUT_SECONDS, "the end waits for a server only so long"
+    assert closed.wall < 1.0, "the end waits for a server only so long"
     fault.passed()
 
 
