@@ -7,6 +7,7 @@ limit on how long it waits.
 """
 
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -168,23 +169,17 @@ class VisdomClient:
                 self._notice(f"no live previews: no visdom server at {self._name} ({reason}); `make visdom` starts one")
 
     def _try_to_connect(self) -> None:
-        connection = self._connect()
-        try:
+        with contextlib.closing(self._connect()) as connection:
             connection.connect()
-        finally:
-            connection.close()
 
     def _post(self, message: dict[str, Any]) -> None:
-        connection = self._connect()
-        try:
-            body = json.dumps(message).encode()
+        body = json.dumps(message).encode()
+        with contextlib.closing(self._connect()) as connection:
             connection.request("POST", self._path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             response.read(1 << 16)
             if response.status != 200:
                 raise ConnectionError(f"it answers {response.status} {response.reason}")
-        finally:
-            connection.close()
 
 
 class VisdomPreview:
