@@ -55,7 +55,7 @@ class EvaluationContext:
     step: int = 0
     """Optimizer steps that the model has taken."""
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
-    """The context that a forward runs in."""
+    """The context that a forward runs in; the run's signals end an evaluation within it."""
     gather: Callable[[list[ViewResult]], list[ViewResult]] = list
     """All ranks' views, on every rank."""
     is_main: bool = True

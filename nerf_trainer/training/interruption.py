@@ -62,7 +62,8 @@ class StopSignals:
     def at_once_within(
         self, context: Callable[[], AbstractContextManager[object]]
     ) -> Callable[[], AbstractContextManager[object]]:
-        """`context`, within which a signal raises `StopRequestedError` in the main thread instead of being noted alone.
+        """`context`, within which a signal raises `StopRequestedError` in the main thread instead of being noted alone,
+        and which raises that as it is entered after one, or after the launcher's end.
 
         For what takes long and changes nothing that is saved, as rendering a view.
         """
@@ -72,7 +73,7 @@ class StopSignals:
             with context():
                 self._raises = True
                 try:
-                    if self._noted is not None:
+                    if self.received is not None:
                         raise StopRequestedError
                     yield
                 finally:

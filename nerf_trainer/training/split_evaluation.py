@@ -1,6 +1,6 @@
 """Validation and tests of a run: the model on views that it wasn't trained on, and where the numbers go."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -8,37 +8,11 @@ from nerf_trainer.data.loaders import FrameLoader
 from nerf_trainer.errors import DataError
 from nerf_trainer.evaluation.evaluator import EvaluationContext, EvaluatorBase
 from nerf_trainer.evaluation.summaries import headline
-from nerf_trainer.frames import FrameData
 from nerf_trainer.models.base import ImplicitronModelBase
-from nerf_trainer.training.interruption import StopRequestedError, StopSignals
+from nerf_trainer.training.interruption import StopSignals
 from nerf_trainer.training.metrics_log import FILE_NAME, Row, read_rows
 from nerf_trainer.training.session import TrainingRun
 from nerf_trainer.training.stats import MetricSums, Statistics
-
-
-class InterruptibleLoader(FrameLoader):
-    """A loader whose epochs end with `StopRequestedError` where a signal was received between two batches.
-
-    For a process that trains alone: of several, one that left would let the others wait for its sums.
-    """
-
-    def __init__(self, loader: FrameLoader, signals: StopSignals) -> None:
-        self._loader = loader
-        self._signals = signals
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def place(self, device: torch.device | str, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        """See the base class."""
-        self._loader.place(device, seed, rank, world_size)
-
-    def steps(self, epoch: int, start: int = 0) -> Iterator[FrameData]:
-        """See the base class."""
-        for frames in self._loader.steps(epoch, start):
-            if self._signals.received is not None:
-                raise StopRequestedError
-            yield frames
 
 
 class SplitEvaluation:
@@ -48,7 +22,8 @@ class SplitEvaluation:
         run: what the loop was given.
         stats: where lines are logged.
         evaluator: scores the test views.
-        signals: what ends an evaluation early.
+        signals: what ends an evaluation early, in a process that trains alone: of several, one that left would let the
+            others wait for its sums.
         with_val: whether validation views will be asked for.
         with_test: whether test views will be.
     """
@@ -67,18 +42,18 @@ class SplitEvaluation:
         self._evaluator = evaluator
         alone, autocast = run.runtime.world_size == 1, run.runtime.autocast
         self._rendering = signals.at_once_within(autocast) if alone else autocast
-        self._val = self._placed("val", run.loaders.val, signals) if with_val else None
-        self._test = self._placed("test", run.loaders.test, signals) if with_test else None
+        self._val = self._placed("val", run.loaders.val) if with_val else None
+        self._test = self._placed("test", run.loaders.test) if with_test else None
         self.rows: dict[str, Row] = {}
         """The newest line of each split."""
 
-    def _placed(self, name: str, loader: FrameLoader | None, signals: StopSignals) -> FrameLoader | None:
+    def _placed(self, name: str, loader: FrameLoader | None) -> FrameLoader | None:
         if loader is None:
             self._run.display.note(f"the data has no {name} split: there will be no {name} metrics")
             return None
         runtime = self._run.runtime
         loader.place(runtime.device, runtime.seed, runtime.rank, runtime.world_size)
-        return InterruptibleLoader(loader, signals) if runtime.world_size == 1 else loader
+        return loader
 
     def validate(self, model: ImplicitronModelBase, step: int, epoch: int) -> None:
         """Log the means of the model's losses over the validation views, where there are any."""

@@ -78,7 +78,7 @@ class VisdomClient:
         self._failed = False
         self._quiet_until = 0.0
         self._waiting: dict[tuple[str, str], Callable[[], dict[str, Any]]] = {}
-        self._closing = self._knocks = False
+        self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
 
@@ -95,9 +95,7 @@ class VisdomClient:
     def knock(self) -> None:
         """Find out whether the server is there, before there is anything to show."""
         with self._changed:
-            if self._thread.ident is None and not self._closing:
-                self._knocks = True
-                self._thread.start()
+            self._start()
 
     def image(self, picture: UInt8[np.ndarray, "H W 3"], env: str, window: str, title: str, caption: str = "") -> None:
         """Show a picture in a window of an environment, in place of what the window showed."""
@@ -134,13 +132,17 @@ class VisdomClient:
         with self._changed:
             if self._closing:
                 return
-            if self._thread.ident is None:
-                self._thread.start()
             self._waiting.pop((env, window), None)
             self._waiting[env, window] = message
             while len(self._waiting) > _MAX_WAITING:
                 del self._waiting[next(iter(self._waiting))]
+            self._start()
             self._changed.notify()
+
+    def _start(self) -> None:
+        """Let the thread begin. The caller has the lock."""
+        if self._thread.ident is None and not self._closing:
+            self._thread.start()
 
     def _taken(self) -> Callable[[], dict[str, Any]] | None:
         """The content that waits longest; None when there will be no more."""
@@ -149,7 +151,7 @@ class VisdomClient:
             return self._waiting.pop(next(iter(self._waiting))) if self._waiting else None
 
     def _work(self) -> None:
-        if self._knocks:
+        if not self._waiting:
             self._attempt(self._try_to_connect)
         while (message := self._taken()) is not None:
             if not self.resting:

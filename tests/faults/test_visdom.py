@@ -60,7 +60,7 @@ class Clock:
 LONG_TEST = pytest.mark.fault(row=59, long=True)
 """At quick a server that never answers and one that dies; tests/visualization/test_visdom.py has the others."""
 LONG = {"max_epochs": 80, "metric_print_interval": 8, "visualize_interval": 8}
-"""Views and curves every few milliseconds, for ten times as long as a server is waited for here and more. A server that
+"""Views and curves every few milliseconds, for several times as long as a server is waited for here. A server that
 never answers is shown what comes until it has been waited for, and nothing for the 30 s after that."""
 
 

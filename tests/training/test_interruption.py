@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from nerf_trainer.training import interruption
 from nerf_trainer.training.interruption import StopRequestedError, StopSignals
 
 
@@ -49,6 +50,15 @@ def test_what_is_interruptible_ends_at_once_and_anything_else_goes_on():
             reached.append("rendered another")
         assert (reached, signals.received) == (["rendered"], signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # outside of it, signals are noted alone
+
+
+def test_the_end_of_the_launcher_ends_what_is_interruptible_next(monkeypatch):
+    with StopSignals() as signals:
+        rendering = signals.at_once_within(nullcontext)
+        with rendering():
+            monkeypatch.setattr(interruption, "launcher_is_gone", lambda: True)
+        with pytest.raises(StopRequestedError), rendering():
+            pytest.fail("nobody waits for it any more")
 
 
 def test_other_threads_may_enter_without_handlers():
